@@ -1,0 +1,247 @@
+"""The three locales say the same things, everything the code says is in them, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import string
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import bot
+
+TEXTS = bot.Texts(bot.HERE / "locales")
+TREE = ast.parse((bot.HERE / "bot.py").read_text("utf-8"))
+KEYS = sorted(TEXTS.keys("en"))
+
+# What stands for the part of a key that is put together when it is used; a new one is written down here.
+COMPOSED = {
+    "span.{}": ["days", "hours", "minutes", "seconds"],
+    "llm.{}": [kind for kind in bot.REMEDIES if bot.worst([kind]) == kind],
+    "reply.{}": ["length", "cut"],
+    "command.{}": list(bot.COMMANDS),
+    "help.{}": ["private", "group"],
+    "start.button.{}": ["help", "settings", "lang"],
+    "settings.{}.{}": [f"{name}.{value}" for name, values in bot.SETTINGS_VALUES.items() for value in values],
+    "settings.policy_is.{}": list(bot.SETTINGS_VALUES["policy"]),
+    "fault.{}": ["token", "number", "switch", "ids", "choice", "url", "timezone", "hours", "secret", "unknown",
+                 "unknown_close"],
+}  # fmt: skip
+# calls whose first (or second) argument is a key
+SAY = re.compile(r"(texts|_texts|BotError|Unavailable|tell_owners|_say|t)$")
+
+
+def expressions(node: ast.expr) -> Iterator[ast.expr]:
+    """The node, or what a conditional expression may give."""
+    if isinstance(node, ast.IfExp):
+        yield from expressions(node.body)
+        yield from expressions(node.orelse)
+    else:
+        yield node
+
+
+def pattern(node: ast.expr) -> str | None:
+    """A key as it is written: a literal, or an f-string with {} for what is put in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and isinstance(node.left, ast.Constant):
+        return f"{node.left.value!s}{{}}"
+    return None
+
+
+def keys_written() -> set[str]:
+    """Every key that the code names: what has a dot and stands where a key stands."""
+    found = set()
+    for node in ast.walk(TREE):
+        arguments: list[ast.expr] = []
+        if isinstance(node, ast.Call) and SAY.search(ast.unparse(node.func)):
+            arguments = node.args[:2]
+        elif isinstance(node, ast.Subscript) and "_flat" in ast.unparse(node.value):
+            arguments = [node.slice]
+        for key in itertools.chain.from_iterable(map(expressions, arguments)):
+            text = pattern(key)
+            if text and re.fullmatch(r"[a-z_]+(\.[a-z_{}]+)+", text):
+                found.add(text)
+    for name in ast.walk(TREE):  # `super().__init__(f"llm.{kind}")` of LlmError
+        if isinstance(name, ast.Call) and ast.unparse(name.func) == "super().__init__" and name.args:
+            text = pattern(name.args[0])
+            found |= {text} if text and re.fullmatch(r"[a-z]+\.\{\}", text) else set()
+    return found
+
+
+def keys_used() -> set[str]:
+    literal = {key for key in keys_written() if "{" not in key}
+    composed = {
+        prefix.replace(".{}.{}", ".{}").replace("{}", value) for prefix, values in COMPOSED.items() for value in values
+    }
+    return literal | composed
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+def said(lang: str, key: str) -> list[str]:
+    """The text, or all the forms of a noun."""
+    value: Any = TEXTS.keys(lang)[key]
+    return value if isinstance(value, list) else [value]
+
+
+# -- the locales
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
+def test_each_language_has_the_same_keys(lang: str) -> None:
+    assert set(KEYS) ^ set(TEXTS.keys(lang)) == set()
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
+def test_each_language_has_the_same_fields_in_each_text(lang: str) -> None:
+    for key in KEYS:
+        assert [fields(text) for text in said(lang, key)][-1] == fields(said("en", key)[-1]), key
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
+def test_each_text_can_be_filled_in(lang: str) -> None:
+    for key in KEYS:
+        for text in said(lang, key):
+            assert "\ufffd" not in text.format(**dict.fromkeys(fields(text), "x")), key
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
+def test_each_language_has_the_same_word_lists(lang: str) -> None:
+    lists = {name: type(value) for name, value in TEXTS.words("en", "words").items() if name != "emoji"}
+    assert {name: type(value) for name, value in TEXTS.words(lang, "words").items() if name != "emoji"} == lists
+    assert TEXTS.words(lang, "words", "topics").keys() == TEXTS.words("en", "words", "topics").keys()
+    assert len(TEXTS.words(lang, "offline", "seed")) >= 20
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
+def test_no_text_is_empty_or_longer_than_a_message(lang: str) -> None:
+    for key in KEYS:
+        for text in said(lang, key):
+            assert text.strip(), key
+            assert bot.utf16_len(text) < bot.MAX_TEXT - 500, key
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
+def test_labels_fit_on_buttons_and_notes_into_pop_ups(lang: str) -> None:
+    labels = [key for key in KEYS if re.match(r"start\.button|settings\.(policy|rich|lang)\.|settings\.close$", key)]
+    assert len(labels) >= 13
+    for key in [*labels, "lang.name"]:
+        assert len(said(lang, key)[0]) <= 40, key
+    for key in KEYS:
+        if key.startswith(("button.", "settings.saved", "error.")):  # answerCallbackQuery takes 200
+            assert len(said(lang, key)[0]) <= 200, key
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
+def test_each_command_has_a_description_that_telegram_takes(lang: str) -> None:
+    for name in bot.COMMANDS:
+        assert 1 <= len(TEXTS(lang, f"command.{name}")) <= 256, name
+
+
+@pytest.mark.parametrize("lang", ["uk", "ru"])
+def test_translations_are_translated(lang: str) -> None:
+    same = {key for key in KEYS if said(lang, key) == said("en", key) and re.search("[a-z]{4}", said("en", key)[0])}
+    assert same <= {"console.help", "check.model"}
+
+
+# -- the code and the locales
+
+
+def test_every_text_that_the_code_names_is_there() -> None:
+    assert keys_used() - set(KEYS) == set()
+
+
+def test_every_key_put_together_is_in_the_table_here() -> None:
+    assert {key for key in keys_written() if "{" in key} ^ set(COMPOSED) == set()
+
+
+def test_no_text_is_unused() -> None:
+    assert set(KEYS) - keys_used() == set()
+
+
+def test_every_fault_of_a_model_that_reaches_the_user_has_words() -> None:
+    for kinds in itertools.combinations(bot.REMEDIES, 2):
+        assert bot.LlmError(bot.worst(kinds)).key in KEYS
+
+
+# -- numbers, spans, languages
+
+FORMS = {"en": ["one", "many"], "uk": ["one", "few", "many"], "ru": ["one", "few", "many"]}
+
+
+@pytest.mark.parametrize("lang", ["uk", "ru"])
+@pytest.mark.parametrize(
+    ("form", "numbers"),
+    [
+        ("one", [1, 21, 31, 101, 121, 1001]),
+        ("few", [2, 3, 4, 22, 33, 104, 1002]),
+        ("many", [0, 5, 9, 10, 11, 12, 13, 14, 15, 19, 20, 25, 100, 111, 112, 113, 114, 1011]),
+    ],
+)
+def test_a_noun_agrees_with_its_number_in_slavic(lang: str, form: str, numbers: list[int]) -> None:
+    assert {bot.plural(lang, n, FORMS[lang]) for n in numbers} == {form}
+
+
+def test_a_noun_agrees_with_its_number_in_english() -> None:
+    assert [bot.plural("en", n, FORMS["en"]) for n in (0, 1, 2, 11, 21)] == ["many", "one", "many", "many", "many"]
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
+def test_every_list_of_forms_has_as_many_as_the_language_needs(lang: str) -> None:
+    for key in KEYS:
+        value: Any = TEXTS.keys(lang)[key]
+        assert not isinstance(value, list) or len(value) == len(FORMS[lang]), key
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lang", "words"),
+    [
+        (0, "en", "1 second"),
+        (0.2, "en", "1 second"),
+        (1, "en", "1 second"),
+        (59, "en", "59 seconds"),
+        (60, "en", "1 minute"),
+        (1800, "en", "30 minutes"),
+        (3600, "en", "1 hour"),
+        (7200, "uk", "2 години"),
+        (5 * 3600, "uk", "5 годин"),
+        (21 * 60, "ru", "21 минута"),
+        (86400, "en", "1 day"),
+        (5400, "en", "90 minutes"),  # not "2 hours"
+        (25 * 3600, "uk", "25 годин"),
+        (30 * 86400, "uk", "30 днів"),
+    ],
+)
+def test_a_span_is_said_in_the_largest_unit_that_does_not_blur_it(seconds: float, lang: str, words: str) -> None:
+    assert TEXTS.span(lang, seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("code", "lang"),
+    [
+        ("uk", "uk"),
+        ("ru-RU", "ru"),
+        ("en-GB", "en"),
+        ("EN", "en"),
+        ("be", "uk"),
+        ("ru_RU", "uk"),
+        ("de", "uk"),
+        ("", "uk"),
+        (None, "uk"),
+    ],
+)
+def test_a_language_of_ours_is_picked(code: str | None, lang: str) -> None:
+    assert bot.pick_lang(code, "uk") == lang
+
+
+def test_a_text_without_fields_is_left_as_it_stands() -> None:
+    assert TEXTS("en", "lang.name") == "English"
+    assert TEXTS("en", "console.as", name="{Anna}") == "Now {Anna} is speaking."
