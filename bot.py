@@ -666,3 +666,562 @@ def operation(name: str, **fields: Any) -> Iterator[None]:
             log.log(level, text, extra={"operation": name, "ms": round(took * 1000, 1), **fields})
 
 
+# == Store ============================================================================================================
+# One writing connection, one reader that cannot write. Hot small writes share transactions: whoever waits at that
+# moment is committed together, in one thread hop. What must be atomic takes `async with db.tx() as tx`.
+
+SCHEMA_VERSION = 1
+# version -> script that takes a database from it to the next version
+MIGRATIONS: dict[int, str] = {}
+BUSY_LIMIT_S = 30.0
+PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA busy_timeout = 5000",
+    "PRAGMA temp_store = MEMORY",
+)
+
+
+@dataclass(frozen=True)
+class Hot:
+    """A statement for the shared transactions. Lower ranks go first, so that parents precede their children."""
+
+    rank: int
+    sql: str
+
+
+class Submission(NamedTuple):
+    writes: Mapping[Hot, Sequence[tuple[Any, ...]]]
+    done: asyncio.Future[None]
+
+
+class Queries:
+    """What Reader and Tx share: fetching all rows, counted and timed."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    async def _fetch(self, sql: str, args: tuple[Any, ...]) -> list[sqlite3.Row]:
+        raise NotImplementedError
+
+    async def all(self, sql: str, *args: Any) -> list[sqlite3.Row]:
+        started = time.perf_counter()
+        rows = await self._fetch(sql, args)
+        took = time.perf_counter() - started
+        self.reads += 1
+        if cost := tally.get():
+            cost.reads += 1
+            cost.read_ms += took * 1000
+        if took > SLOW_QUERY_S:
+            log.warning("slow query", extra={"operation": " ".join(sql.split())[:80], "ms": round(took * 1000, 1)})
+        return rows
+
+    async def one(self, sql: str, *args: Any) -> sqlite3.Row | None:
+        rows = await self.all(sql, *args)
+        return rows[0] if rows else None
+
+
+class Reader(Queries):
+    """Queries outside of a transaction, always fetched whole: a half-read cursor would freeze its snapshot.
+
+    Those that wait at one moment go to the thread together: a hop costs more than most of them.
+    """
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        super().__init__()
+        self._connection = connection
+        self._waiting: list[tuple[str, tuple[Any, ...], asyncio.Future[list[sqlite3.Row]]]] = []
+        self._runner: asyncio.Task[None] | None = None
+
+    async def _fetch(self, sql: str, args: tuple[Any, ...]) -> list[sqlite3.Row]:
+        result: asyncio.Future[list[sqlite3.Row]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((sql, args, result))
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run())  # not the asker itself: an asker may be cancelled
+        return await result
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            queries = [(sql, args) for sql, args, _ in batch]
+            results: Sequence[list[sqlite3.Row] | Exception]
+            try:
+                results = await run_in(self._connection, fetch_rows, queries)
+            except ValueError as error:  # closed meanwhile
+                results = [error] * len(batch)
+            for (_, _, result), rows in zip(batch, results, strict=True):
+                settle(result, rows)
+
+
+def fetch_rows(
+    connection: sqlite3.Connection, queries: Sequence[tuple[str, tuple[Any, ...]]]
+) -> list[list[sqlite3.Row] | Exception]:
+    """The rows, or the error, of each query; runs in the reader's thread."""
+    results: list[list[sqlite3.Row] | Exception] = []
+    for sql, args in queries:
+        try:
+            results.append(connection.execute(sql, args).fetchall())
+        except Exception as error:  # of sqlite3, or of a value that cannot be bound: whoever asked gets it
+            results.append(error)
+    return results
+
+
+class Tx(Queries):
+    """Queries inside the transaction that `Db.tx` opened."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    async def _fetch(self, sql: str, args: tuple[Any, ...]) -> list[sqlite3.Row]:
+        return list(await self._connection.execute_fetchall(sql, args))
+
+    async def run(self, sql: str, *args: Any) -> int:
+        """Execute a statement; returns the number of rows it changed."""
+        cursor = await self._connection.execute(sql, args)
+        return cursor.rowcount
+
+
+class Db:
+    """The database file. Errors of sqlite3 pass as they are, SQLITE_BUSY after 30 s of tries."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._waiting: list[Submission] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect, create or migrate the schema. Raises DatabaseTooNew, sqlite3.DatabaseError, OSError."""
+        self._lock = asyncio.Lock()
+        self._writer = await connect(self.path)
+        self.reader = Reader(await connect(self.path, query_only=True))
+
+    async def close(self) -> None:
+        if self._flusher:
+            await asyncio.wait([self._flusher])
+        with contextlib.suppress(sqlite3.Error):
+            await self._writer.execute("PRAGMA optimize")
+        await self.reader._connection.close()
+        await self._writer.close()
+
+    async def write(self, writes: Mapping[Hot, Sequence[tuple[Any, ...]]]) -> None:
+        """Commit these rows together, sharing a transaction with whoever else writes now. One thread hop a batch."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Submission(writes, done))
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._flush())
+        await done
+
+    async def _flush(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(0)  # whoever is ready in this turn of the loop goes along
+            async with self._lock:
+                batch, self._waiting = self._waiting, []
+                await self._commit(batch)
+
+    async def _commit(self, batch: list[Submission]) -> None:
+        try:
+            await self._attempt(merge_writes(batch))
+        except Exception as error:
+            stuck = isinstance(error, sqlite3.OperationalError) and is_busy(error)
+            for submission in batch:
+                if stuck or len(batch) == 1:
+                    settle(submission.done, error)
+                else:  # one bad row must not take the others with it
+                    await self._commit([submission])
+            return
+        for submission in batch:
+            settle(submission.done, None)
+
+    async def _attempt(self, merged: list[tuple[str, list[tuple[Any, ...]]]]) -> None:
+        deadline, pause = time.monotonic() + BUSY_LIMIT_S, 0.05
+        while True:
+            try:
+                await run_in(self._writer, commit_rows, merged)
+                return
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or time.monotonic() > deadline:
+                    raise
+                log.warning("database busy", extra={"wait_s": round(pause, 2)})
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(pause * 2, 2.0)
+
+    @asynccontextmanager
+    async def tx(self) -> AsyncIterator[Tx]:
+        """BEGIN IMMEDIATE … COMMIT. Await nothing in it but its own queries; it never nests."""
+        async with self._lock:
+            try:
+                await to_the_end(self._begin())
+                yield Tx(self._writer)
+                await to_the_end(self._writer.execute("COMMIT"))
+            finally:
+                # cancelled in BEGIN it would stay open, cancelled in COMMIT it is committed
+                if self._writer.in_transaction:
+                    await to_the_end(self._writer.execute("ROLLBACK"))
+
+    async def _begin(self) -> None:
+        deadline, pause = time.monotonic() + BUSY_LIMIT_S, 0.05
+        while True:
+            try:
+                await self._writer.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2.0)
+
+
+async def run_in(connection: aiosqlite.Connection, work: Callable[..., T], *args: Any) -> T:
+    """Run `work(sqlite3 connection, *args)` in a connection's thread: its public methods are one hop a statement."""
+    execute: Any = connection._execute
+    return await execute(work, connection._conn, *args)  # type: ignore[no-any-return]
+
+
+def merge_writes(batch: Iterable[Submission]) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    """One list of rows per statement, parents first."""
+    rows: dict[Hot, list[tuple[Any, ...]]] = defaultdict(list)
+    for submission in batch:
+        for hot, more in submission.writes.items():
+            rows[hot].extend(more)
+    return [(hot.sql, rows[hot]) for hot in sorted(rows, key=lambda hot: hot.rank)]
+
+
+def commit_rows(connection: sqlite3.Connection, merged: list[tuple[str, list[tuple[Any, ...]]]]) -> None:
+    """One transaction; runs in the writer's thread."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for sql, rows in merged:
+            connection.executemany(sql, rows)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def settle(future: asyncio.Future[T], result: T | BaseException) -> None:
+    if future.done():  # whoever waited was cancelled
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Await work that a cancellation must not cut in half; however often it comes, it is passed on when all is done."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled:
+        raise cancelled
+    return task.result()
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    return "locked" in str(error) or "busy" in str(error)
+
+
+READER_CACHE, WRITER_CACHE = "PRAGMA cache_size = -6000", "PRAGMA cache_size = -2000"  # 8 MB in all
+
+
+async def connect(path: str, *, query_only: bool = False) -> aiosqlite.Connection:
+    connection = await aiosqlite.connect(path, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    try:
+        for pragma in (*PRAGMAS, READER_CACHE if query_only else WRITER_CACHE):
+            await connection.execute(pragma)
+        if query_only:
+            await connection.execute("PRAGMA query_only = ON")
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def prepare_database(path: str, backup_dir: Path) -> None:
+    """Create the schema in a new file, migrate an old one (a verified copy first). Runs before any connection.
+
+    Raises DatabaseTooNew; sqlite3.DatabaseError where the file is damaged or no database.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise DatabaseTooNew(f"{path} has schema {version}, this Okun knows {SCHEMA_VERSION}")
+        if version == 0:
+            connection.execute("PRAGMA journal_mode = WAL")
+            run_script(connection, (HERE / "schema.sql").read_text("utf-8"))
+        while 0 < version < SCHEMA_VERSION:
+            copy_database(connection, backup_dir / f"before-{version + 1}-{int(time.time())}.db")
+            run_script(connection, f"{MIGRATIONS[version]};\nPRAGMA user_version = {version + 1};")
+            version += 1
+            log.info("database migrated", extra={"count": version})
+
+
+def run_script(connection: sqlite3.Connection, script: str) -> None:
+    """Run a script of several statements in one transaction."""
+    try:
+        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nCOMMIT;")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def copy_database(connection: sqlite3.Connection, target: Path) -> None:
+    """A complete copy, verified. Raises sqlite3.DatabaseError if the copy is not sound."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    connection.execute("VACUUM INTO ?", (str(target),))
+    with contextlib.closing(sqlite3.connect(target)) as copy:
+        verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(f"the copy {target} is damaged: {verdict}")
+
+
+# == Caches ===========================================================================================================
+# Bounded, with a time to live; several asking for one missing key at once cause one load. Each counts its hits.
+
+
+@dataclass
+class CacheStats:
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+
+
+class _Bounded(TTLCache[K, T]):
+    """A TTLCache that counts what it had to push out."""
+
+    def __init__(self, size: int, ttl_s: float, clock: Callable[[], float], stats: CacheStats) -> None:
+        super().__init__(size, ttl_s, timer=clock)
+        self._stats = stats
+
+    def popitem(self) -> tuple[K, T]:
+        self._stats.evictions += 1
+        return super().popitem()
+
+
+class Cache(Generic[K, T]):
+    """`await get(key, load)` or `peek(key)`; forgotten by key, or by a part of a tuple key (a chat, a user)."""
+
+    def __init__(self, size: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stats = CacheStats()
+        self._items: _Bounded[K, T] = _Bounded(size, ttl_s, clock, self.stats)
+        self._loading: dict[K, asyncio.Future[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def peek(self, key: K) -> T | None:
+        """The value if it is there now. Counts as a hit or a miss."""
+        value = self._items.get(key)
+        if value is None:
+            self.stats.misses += 1
+        else:
+            self.stats.hits += 1
+        return value
+
+    def put(self, key: K, value: T) -> None:
+        self._items[key] = value
+
+    async def get(self, key: K, load: Callable[[], Awaitable[T]]) -> T:
+        """The cached value, else what `load` returns; whoever asks meanwhile waits for the same load."""
+        if (value := self.peek(key)) is not None:
+            return value
+        if (flight := self._loading.get(key)) is None:
+            flight = self._loading[key] = asyncio.ensure_future(self._load(key, load))
+        return await asyncio.shield(flight)
+
+    async def _load(self, key: K, load: Callable[[], Awaitable[T]]) -> T:
+        try:
+            value = await load()
+            if self._loading.get(key) is asyncio.current_task():  # forgotten while loading: it is stale already
+                self._items[key] = value
+            return value
+        finally:
+            if self._loading.get(key) is asyncio.current_task():
+                del self._loading[key]
+
+    def forget(self, key: K) -> None:
+        self._items.pop(key, None)
+        self._loading.pop(key, None)
+
+    def forget_all(self, part: Hashable) -> None:
+        """Forget every tuple key that has this part."""
+        for key in [key for key in (*self._items, *self._loading) if isinstance(key, tuple) and part in key]:
+            self.forget(key)
+
+
+class Once(Generic[T]):
+    """A thing made on first use, by one builder however many ask; a failed build is tried again by the next."""
+
+    def __init__(self, build: Callable[[], Awaitable[T]], close: Callable[[T], Awaitable[None]] | None = None) -> None:
+        self._build, self._close = build, close
+        self._lock = asyncio.Lock()
+        self._value: T | None = None
+
+    async def __call__(self) -> T:
+        if self._value is None:
+            async with self._lock:
+                if self._value is None:
+                    self._value = await self._build()
+        return self._value
+
+    async def close(self) -> None:
+        value, self._value = self._value, None
+        if value is not None and self._close:
+            await self._close(value)
+
+
+# == Resilience =======================================================================================================
+# Clock and dice that tests can replace, locks that forget, a circuit breaker, the pauses between tries.
+
+
+class Clock:
+    """Time as the program sees it. `now` is the epoch in seconds."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class KeyedLocks:
+    """A lock per key that is forgotten when nobody holds or awaits it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+    @asynccontextmanager
+    async def __call__(self, key: Hashable) -> AsyncIterator[None]:
+        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
+        self._locks[key] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[key]
+            if users == 1:
+                del self._locks[key]
+            else:
+                self._locks[key] = lock, users - 1
+
+
+class Slots:
+    """At most `count` at work. Whoever waits for something outside steps out meanwhile, so that others can work."""
+
+    def __init__(self, count: int) -> None:
+        self._free = asyncio.Semaphore(count)
+
+    async def __aenter__(self) -> None:
+        await self._free.acquire()
+        at_work.set(self)
+
+    async def __aexit__(self, *exc: object) -> None:
+        at_work.set(None)
+        self._free.release()
+
+
+# the slots that the work at hand holds a place of
+at_work: contextvars.ContextVar[Slots | None] = contextvars.ContextVar("at_work", default=None)
+
+
+@asynccontextmanager
+async def stepped_out() -> AsyncIterator[None]:
+    """Give the place up for the block. It is taken again even when cancelled: whoever entered will leave."""
+    slots = at_work.get()
+    if slots is None:
+        yield
+        return
+    await slots.__aexit__()
+    try:
+        yield
+    finally:
+        if slots._free.locked():
+            await to_the_end(slots._free.acquire())
+        else:  # at once
+            await slots._free.acquire()
+        at_work.set(slots)
+
+
+class Breaker:
+    """Closed until `limit` failures within `window_s`; then open for `open_s`; then one probe decides.
+
+    `allow()` before a call, then `succeeded()` or `failed()`. Times are of the given monotonic clock, in seconds.
+    """
+
+    def __init__(self, clock: Clock, limit: int = 5, window_s: float = 60.0, open_s: float = 30.0) -> None:
+        self._clock, self._window_s, self._open_s = clock, window_s, open_s
+        self._failures: deque[float] = deque(maxlen=limit)
+        self._opened_at: float | None = None
+        self._probing = False
+
+    @property
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        if self._opened_at is None:
+            return "closed"
+        return "half-open" if self._clock.monotonic() - self._opened_at >= self._open_s else "open"
+
+    def allow(self) -> bool:
+        state = self.state
+        if state == "half-open" and not self._probing:
+            self._probing = True
+            return True
+        return state == "closed"
+
+    def succeeded(self) -> None:
+        self._failures.clear()
+        self._opened_at, self._probing = None, False
+
+    def failed(self) -> None:
+        now = self._clock.monotonic()
+        self._failures.append(now)
+        full = len(self._failures) == self._failures.maxlen and now - self._failures[0] <= self._window_s
+        if self._probing or full:
+            self._opened_at, self._probing = now, False
+
+    def abandoned(self) -> None:
+        """The call ended without a verdict (cancelled): somebody else may probe."""
+        self._probing = False
+
+
+def backoff(dice: random.Random, attempt: int, first_s: float = 0.5, most_s: float = 30.0) -> float:
+    """Seconds before try number `attempt` (from 1): exponential with full jitter, never less than a tenth."""
+    ceiling = min(most_s, first_s * 2 ** (attempt - 1))
+    return dice.uniform(ceiling / 10, ceiling)
+
+
+class Window:
+    """At most `count` events in any `period_s` seconds; `take` books the next free moment."""
+
+    def __init__(self, count: int, period_s: float) -> None:
+        self._times: deque[float] = deque(maxlen=count)
+        self._period_s = period_s
+
+    def free(self, now: float) -> float:
+        """The earliest time for one more event."""
+        if len(self._times) < (self._times.maxlen or 0):
+            return now
+        return max(now, self._times[0] + self._period_s)
+
+    def take(self, at: float) -> None:
+        self._times.append(at)
+
+    def idle(self, now: float) -> bool:
+        return not self._times or self._times[-1] <= now - self._period_s
+
+
