@@ -1225,3 +1225,617 @@ class Window:
         return not self._times or self._times[-1] <= now - self._period_s
 
 
+# == Formatting =======================================================================================================
+# From a model's Markdown to what Telegram shows: plain text with entities, in parts that fit. Never parse_mode:
+# a model's Markdown is not Telegram's, and one wrong sign would refuse the whole message.
+
+MAX_TEXT = 4096  # UTF-16 units of a message, https://core.telegram.org/bots/api#sendmessage
+MAX_ENTITIES = 100
+MAX_RICH_BYTES = 32_768
+RICH = re.compile(r"^\s*\|.+\|\s*\n\s*\|[ :|-]+\|\s*$|^#{1,6} |\$\$.+?\$\$|\\\[.+?\\\]", re.MULTILINE | re.DOTALL)
+# text without any of these is the same before and after Markdown
+MARKUP = re.compile(
+    r"[*_`~#>|\\<&$]|\]\(|^\s*(?:[-+]|\d+[.)])\s|^\s{4}|^\s*[-=]{2,}\s*$|\n[ \t]*\n[ \t]*\n|[ \t]\n", re.MULTILINE
+)
+LINK = re.compile(r"(?:https?://[^\s/.]+\.[^\s]+|https?://localhost|tg://)", re.IGNORECASE)
+LESS_THAN = "\ue000"  # stands in for "<" while Markdown is read, or it would swallow List<int> as a tag
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text for one message with its entities; offsets and lengths in UTF-16 units."""
+
+    text: str
+    entities: tuple[dict[str, Any], ...] = ()
+
+
+@functools.cache
+def markdown_reader() -> Callable[[str], tuple[str, list[Any]]]:
+    """The converter, imported when first needed."""
+    from telegramify_markdown import convert
+    from telegramify_markdown.config import RenderConfig
+
+    config = RenderConfig.isolated()
+    for level in range(1, 7):
+        setattr(config.markdown_symbol, f"heading_level_{level}", "")
+    config.markdown_symbol.unordered_list_item = "•"
+    config.markdown_symbol.horizontal_rule = "———"
+    return functools.partial(convert, config=config)
+
+
+def render(markdown: str) -> Piece:
+    """A model's Markdown as text with entities; what is no Markdown stays as it was written."""
+    if not MARKUP.search(markdown):
+        return Piece(markdown.strip())
+    text, entities = markdown_reader()(re.sub(r"<(?!https?://|mailto:)", LESS_THAN, markdown))
+    back = text.replace(LESS_THAN, "<")
+    kept = [entity for found in entities if found.length > 0 and (entity := clean_entity(found.to_dict()))]
+    return trim(back, sorted(kept, key=lambda entity: (entity["offset"], -entity["length"])))
+
+
+def clean_entity(entity: dict[str, Any]) -> dict[str, Any] | None:
+    """The entity with its "<" back; None for a link that Telegram would refuse, and all formatting with it."""
+    entity = {
+        name: value.replace(LESS_THAN, "<") if isinstance(value, str) else value for name, value in entity.items()
+    }
+    return None if entity["type"] == "text_link" and not LINK.match(entity["url"]) else entity
+
+
+def utf16_len(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def to_units(text: str) -> str:
+    """The text with one character per UTF-16 unit, so that Telegram's offsets are indexes."""
+    if text.isascii() or max(text) <= "\uffff":
+        return text
+    data = text.encode("utf-16-le", "surrogatepass")
+    return "".join(chr(data[i] | data[i + 1] << 8) for i in range(0, len(data), 2))
+
+
+def from_units(units: str) -> str:
+    return units.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def split(piece: Piece, limit: int = MAX_TEXT, most_entities: int = MAX_ENTITIES) -> list[Piece]:
+    """Parts of at most `limit` UTF-16 units and `most_entities` entities, cut at a paragraph, a line, a word.
+
+    An entity over a cut goes on in the next part: a code block is closed and opened again.
+    """
+    if utf16_len(piece.text) <= limit and len(piece.entities) <= most_entities:
+        return [piece] if piece.text.strip() else []
+    units = to_units(piece.text)
+    parts, start = [], 0
+    while start < len(units):
+        end = cut(units, start, furthest(piece.entities, start, min(start + limit, len(units)), most_entities))
+        part = trim(units[start:end], clip(piece.entities, start, end))
+        if part.text:
+            parts.append(Piece(from_units(part.text), part.entities))
+        start = end
+    return parts
+
+
+def furthest(entities: Sequence[Mapping[str, Any]], start: int, end: int, most: int) -> int:
+    """The last position up to which no more than `most` entities are met."""
+    begun = [max(e["offset"], start) for e in entities if e["offset"] < end and e["offset"] + e["length"] > start]
+    begun.sort()
+    return end if len(begun) <= most else max(begun[most], start + 1)
+
+
+def cut(units: str, start: int, end: int) -> int:
+    """Where to end the part that begins at `start` and may reach to `end`."""
+    if end >= len(units):
+        return len(units)
+    least = start + (end - start) // 3  # better a ragged line than a tiny message
+    for border in ("\n\n", "\n", " "):
+        at = units.rfind(border, least, end)
+        if at > 0:
+            return at + len(border)
+    return end - 1 if "\udc00" <= units[end] <= "\udfff" and end - start > 1 else end
+
+
+def clip(entities: Iterable[Mapping[str, Any]], start: int, end: int) -> list[dict[str, Any]]:
+    """The entities within start..end, moved so that `start` is 0."""
+    found = []
+    for entity in entities:
+        low, high = max(entity["offset"], start), min(entity["offset"] + entity["length"], end)
+        if low < high:
+            found.append({**entity, "offset": low - start, "length": high - low})
+    return found
+
+
+def trim(text: str, entities: Sequence[Mapping[str, Any]]) -> Piece:
+    """Without the white space at both ends that Telegram would cut, entities moved along."""
+    body = text.rstrip()
+    lead = len(body) - len(body.lstrip("\n"))  # indentation of code stays
+    body = body[lead:]
+    return Piece(body, tuple(clip(entities, lead, lead + utf16_len(body))))
+
+
+EXCERPT = 80
+
+
+def excerpt(text: str, most: int = EXCERPT) -> str:
+    """The beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+# == Telegram =========================================================================================================
+# The lean session (JSON bodies, results validated only where somebody reads them) and the gate that every call passes.
+
+MAX_DOWNLOAD = 20 * 1024 * 1024  # https://core.telegram.org/bots/api#getfile
+CALL_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 10
+
+
+class Say(TelegramMethod[MessageId]):
+    """sendMessage with the parameters Okun uses, as plain JSON; of the answer only the id is read.
+
+    aiogram's own has 16 parameters whose defaults are made anew for each message, and validates a whole Message:
+    that would cost more than the sending.
+    """
+
+    __returning__ = MessageId
+    __api_method__ = "sendMessage"
+
+    chat_id: int
+    text: str
+    message_thread_id: int | None = None
+    entities: tuple[dict[str, Any], ...] | None = None
+    reply_parameters: dict[str, Any] | None = None
+    reply_markup: Any = None
+    link_preview_options: dict[str, Any] | None = None
+
+
+class SayRich(TelegramMethod[MessageId]):
+    """sendRichMessage, likewise."""
+
+    __returning__ = MessageId
+    __api_method__ = "sendRichMessage"
+
+    chat_id: int
+    rich_message: dict[str, Any]
+    message_thread_id: int | None = None
+    reply_parameters: dict[str, Any] | None = None
+
+
+class Draft(TelegramMethod[bool]):
+    """sendMessageDraft, likewise: text of 0 to 4096 units, shown for 30 s."""
+
+    __returning__ = bool
+    __api_method__ = "sendMessageDraft"
+
+    chat_id: int
+    draft_id: int
+    text: str
+    message_thread_id: int | None = None
+    entities: tuple[dict[str, Any], ...] | None = None
+    can_stop: bool = True
+    keep_on_stop: bool = True
+
+
+class Edit(TelegramMethod[Any]):
+    """editMessageText, likewise; nobody reads its answer."""
+
+    __returning__ = Any
+    __api_method__ = "editMessageText"
+
+    chat_id: int
+    message_id: int
+    text: str
+    reply_markup: Any = None
+
+
+class GetRawUpdates(TelegramMethod[Any]):
+    """getUpdates with the updates as plain dicts, to be stored before they are understood."""
+
+    __returning__ = Any
+    __api_method__ = "getUpdates"
+
+    timeout: int
+    allowed_updates: list[str]
+    offset: int | None = None
+
+
+def plain(value: Any, files: dict[str, InputFile]) -> Any:
+    """A parameter as JSON knows it, without unset fields; a file becomes a reference and is put into `files`.
+
+    pydantic's own dump either keeps every unset field or loses those with a fixed value, such as `type`.
+    """
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, pydantic.BaseModel):
+        fields = {name: plain(entry, files) for name, entry in value.__dict__.items() if not isinstance(entry, Default)}
+        return {name: entry for name, entry in fields.items() if entry is not None}
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(entry, files) for entry in value]
+    if isinstance(value, InputFile):
+        name = f"file{len(files)}"
+        files[name] = value
+        return f"attach://{name}"
+    if isinstance(value, datetime):
+        return int(value.timestamp())
+    raise TypeError(f"cannot send {type(value).__name__}")
+
+
+@functools.cache
+def response_type(method: type[TelegramMethod[Any]]) -> type[Response[Any]]:
+    """Kept for good: pydantic holds such generics weakly and would make them anew at each call."""
+    return Response[method.__returning__]  # type: ignore[name-defined]
+
+
+@functools.cache
+def call_timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_TIMEOUT_S)
+
+
+parsed_url = functools.lru_cache(maxsize=256)(functools.partial(yarl.URL, encoded=True))
+
+
+async def open_http(settings: Settings) -> aiohttp.ClientSession:
+    """The one HTTP session, for Telegram and the models."""
+    most = max(150, 2 * (settings.max_parallel_updates + settings.max_parallel_llm))
+    connector: aiohttp.BaseConnector
+    if settings.proxy_url.startswith("socks"):
+        from aiohttp_socks import ProxyConnector  # only for those who need it
+
+        connector = ProxyConnector.from_url(settings.proxy_url, limit=most)
+    else:
+        connector = aiohttp.TCPConnector(limit=most, ttl_dns_cache=600)
+    return aiohttp.ClientSession(
+        connector=connector,
+        proxy=settings.proxy_url if settings.proxy_url.startswith("http") else None,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        read_bufsize=2**22,  # an inline picture is one line of megabytes
+        timeout=call_timeout(CALL_TIMEOUT_S),
+    )
+
+
+class LeanSession(BaseSession):
+    """aiogram's session without its costs: form data only where there is a file, no needless validation."""
+
+    def __init__(self, base_url: str, http: Once[aiohttp.ClientSession]) -> None:
+        super().__init__(api=TelegramAPIServer.from_base(base_url), json_loads=json_loads, json_dumps=json_dumps)
+        self._http = http
+
+    async def close(self) -> None:
+        """The HTTP session is App's to close."""
+
+    async def make_request(self, bot: Bot, method: TelegramMethod[Any], timeout: int | None = None) -> Any:
+        """Call Telegram. Raises NotConnected, ConnectionBroke, AnswerLost, or what Telegram answered."""
+        status, raw = await self._post(bot, method, timeout)
+        if status >= 500:
+            raise TelegramServerError(method=method, message=f"HTTP {status}")
+        try:
+            data = json_loads(raw)
+            if status != 200 or data["ok"] is not True:
+                return self.check_response(bot, method, status, json_dumps({"description": f"HTTP {status}", **data}))
+            if data["result"] is not None and method.__returning__ in (bool, Any):
+                return data["result"]
+            result = response_type(type(method)).model_validate(data, context={"bot": bot}).result
+            if result is None:
+                raise ValueError("no result")
+            return result
+        except (ValueError, KeyError, TypeError, AttributeError, ClientDecodeError) as error:
+            raise AnswerLost(method=method, message=f"odd answer: {type(error).__name__}") from error
+
+    async def _post(self, bot: Bot, method: TelegramMethod[Any], timeout: int | None) -> tuple[int, bytes]:
+        url = parsed_url(self.api.api_url(token=bot.token, method=method.__api_method__))
+        begun = False
+        try:
+            http = await self._http()
+            limit = call_timeout(timeout or CALL_TIMEOUT_S)
+            async with http.post(url, timeout=limit, allow_redirects=False, **self._body(bot, method)) as answer:
+                begun = True
+                return answer.status, await answer.read()
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotConnected(method=method, message=type(error).__name__) from error
+        except TimeoutError as error:
+            raise AnswerLost(method=method, message="time-out") from error
+        except (aiohttp.ClientError, OSError) as error:
+            kind = AnswerLost if begun else ConnectionBroke
+            raise kind(method=method, message=type(error).__name__) from error
+
+    def _body(self, bot: Bot, method: TelegramMethod[Any]) -> dict[str, Any]:
+        files: dict[str, InputFile] = {}
+        fields: dict[str, Any] = plain(method, files)
+        if not files:
+            return {"data": json_bytes(fields), "headers": {"Content-Type": "application/json"}}
+        form = aiohttp.FormData(quote_fields=False)
+        for name, value in fields.items():
+            form.add_field(name, value if isinstance(value, str) else json_dumps(value))
+        for name, file in files.items():
+            form.add_field(name, file.read(bot), filename=file.filename or name)
+        return {"data": form}
+
+    async def stream_content(
+        self,
+        url: str,
+        headers: dict[str, Any] | None = None,
+        timeout: int = CALL_TIMEOUT_S,
+        chunk_size: int = 65536,
+        raise_for_status: bool = True,
+    ) -> AsyncGenerator[bytes, None]:
+        http, limit = await self._http(), call_timeout(timeout)
+        async with http.get(url, headers=headers, timeout=limit, raise_for_status=raise_for_status) as answer:
+            async for chunk in answer.content.iter_chunked(chunk_size):
+                yield chunk
+
+
+# What the gate does with a call. "waits": for its place in the pacing; "repeats": after which errors it is made again.
+#
+#   call                             waits   repeats after
+#   send*, copy*, forward*           yes     no connection, 429, 5xx, one break before any byte; never a time-out
+#   edit*, delete*                   yes     any network error, 429, 5xx
+#   sendMessageDraft, sendChatAction,
+#   setMessageReaction               no: goes only where there is room   nothing: the next one says the same
+#   everything else                  no      any network error, 429, 5xx
+Kind = Literal["send", "edit", "light", "other"]
+LIGHT = {"sendMessageDraft", "sendRichMessageDraft", "sendChatAction", "setMessageReaction"}
+TOPIC_GONE = ("message thread not found", "topic_deleted", "topic_closed", "topic_id_invalid")
+CHAT_GONE = ("chat not found", "user is deactivated", "peer_id_invalid", "have no rights to send a message",
+             "not enough rights to send", "chat_write_forbidden", "group chat was deactivated")  # fmt: skip
+MESSAGE_GONE = ("message to edit not found", "message can't be edited", "message_id_invalid")
+MAX_TRIES = 6
+MAX_WAIT_S = 300.0
+
+
+def call_kind(name: str) -> Kind:
+    if name in LIGHT:
+        return "light"
+    if name.startswith(("send", "copy", "forward")):
+        return "send"
+    return "edit" if name.startswith(("edit", "delete")) and name != "deleteWebhook" else "other"
+
+
+class NoRoom(Exception):
+    """A draft or a chat action that pacing left no room for; nothing is lost with it."""
+
+
+class Crowd:
+    """At most `count` in any `period_s` seconds, booked in any order: who waits long leaves the near places free."""
+
+    def __init__(self, count: int, period_s: float) -> None:
+        self._count, self._period_s = count, period_s
+        self._times: list[float] = []  # sorted, future ones included
+
+    def book(self, at: float, now: float) -> float:
+        """Book the first place from `at` on; returns its time."""
+        del self._times[: bisect.bisect_right(self._times, now - self._period_s)]
+        while (later := self._conflict(at)) is not None:
+            at = later
+        bisect.insort(self._times, at)
+        return at
+
+    def _conflict(self, at: float) -> float | None:
+        """When the first group that would be too many with `at` is over; None where there is none."""
+        here = bisect.bisect_right(self._times, at)
+        for first in range(max(0, here - self._count), min(here, len(self._times) - self._count) + 1):
+            group = self._times[first], self._times[first + self._count - 1]
+            if max(group[1], at) - min(group[0], at) < self._period_s - 1e-6:  # a sum of floats may fall short
+                return group[0] + self._period_s
+        return None
+
+    def share(self, now: float) -> float:
+        """How much of the last period is used, 0 to 1."""
+        used = bisect.bisect_right(self._times, now) - bisect.bisect_right(self._times, now - self._period_s)
+        return used / self._count
+
+
+class Pacing:
+    """Telegram's limits: 30 a second in all, 1 a second in a private chat with a burst, 20 a minute in a group."""
+
+    MOST = 2000  # chats remembered before those that are quiet are forgotten
+
+    def __init__(self, per_second: int) -> None:
+        self._overall = Crowd(per_second, 1.0) if per_second else None
+        self._chats: dict[int, Window] = {}
+        self._held: dict[int, float] = {}  # chat -> until when Telegram told us to wait
+
+    def __len__(self) -> int:
+        return len(self._chats)
+
+    def book(self, chat_id: int, now: float) -> float:
+        """Book the next free place for a message to this chat; returns seconds to wait."""
+        if len(self._held) > self.MOST:
+            self._held = {key: end for key, end in self._held.items() if end > now}
+        at = max(now, self._held.get(chat_id, now))
+        if self._overall:
+            chat = self._chat(chat_id, now)
+            at = self._overall.book(chat.free(at), now)
+            chat.take(at)
+        return at - now
+
+    def room(self, chat_id: int, now: float) -> bool:
+        """May a draft go now? Only while half of the second is free and the chat is not held."""
+        if self._held.get(chat_id, now) > now:
+            return False
+        if self._overall is None:
+            return True
+        if self._overall.share(now) > 0.5:
+            return False
+        self._overall.book(now, now)
+        return True
+
+    def hold(self, chat_id: int, until: float) -> None:
+        self._held[chat_id] = max(until, self._held.get(chat_id, until))
+
+    def _chat(self, chat_id: int, now: float) -> Window:
+        if len(self._chats) > self.MOST:
+            self._chats = {key: window for key, window in self._chats.items() if not window.idle(now)}
+        return self._chats.setdefault(chat_id, Window(20, 60.0) if chat_id < 0 else Window(5, 5.0))
+
+
+class Gate:
+    """Request middleware: every call to Telegram passes here."""
+
+    def __init__(self, clock: Clock, dice: random.Random, per_second: int) -> None:
+        self._clock, self._dice = clock, dice
+        self.pacing = Pacing(per_second)
+        self.on_gone: Callable[[int], Awaitable[None]] | None = None
+        self.on_migrated: Callable[[int, int], Awaitable[None]] | None = None
+        self.moved: dict[int, int] = {}  # groups that became supergroups since the start: a handful
+
+    async def __call__(self, make_request: Any, bot: Bot, method: TelegramMethod[Any]) -> Any:
+        kind = call_kind(method.__api_method__)
+        chat_id = getattr(method, "chat_id", None)
+        chat_id = chat_id if isinstance(chat_id, int) else 0
+        if chat_id in self.moved:
+            chat_id = self.moved[chat_id]
+            method = moved(method, chat_id)
+        if kind == "light":
+            if not self.pacing.room(chat_id, self._clock.monotonic()):
+                raise NoRoom
+            try:
+                return await self._once(make_request, bot, method, chat_id)
+            except TelegramRetryAfter as error:
+                self.pacing.hold(chat_id, self._clock.monotonic() + error.retry_after)
+                raise
+        return await self._repeat(make_request, bot, method, kind, chat_id)
+
+    async def _repeat(self, make_request: Any, bot: Bot, method: TelegramMethod[Any], kind: Kind, chat_id: int) -> Any:
+        broken = waited = 0.0
+        problem: TelegramAPIError
+        for attempt in range(1, MAX_TRIES + 1):
+            if kind in ("send", "edit"):
+                await self._wait(self.pacing.book(chat_id, self._clock.monotonic()))
+            try:
+                return await self._once(make_request, bot, method, chat_id)
+            except TelegramMigrateToChat as error:
+                self.moved[chat_id] = error.migrate_to_chat_id
+                chat_id = error.migrate_to_chat_id
+                method, problem, pause = moved(method, chat_id), error, 0.0
+            except TelegramRetryAfter as error:
+                pause = error.retry_after + self._dice.uniform(0, 0.5)
+                self.pacing.hold(chat_id, self._clock.monotonic() + pause)
+                problem = error
+            except (TelegramServerError, TelegramNetworkError) as error:
+                broken += isinstance(error, ConnectionBroke)
+                if not repeats(kind, error, broken):
+                    if isinstance(error, ConnectionBroke):  # twice: whether it was executed is not to be known
+                        raise AnswerLost(method=method, message=error.message) from error
+                    raise
+                stale = isinstance(error, ConnectionBroke) and broken == 1
+                pause = 0.0 if stale else backoff(self._dice, attempt)
+                problem = error
+            waited += pause
+            if attempt == MAX_TRIES or waited > MAX_WAIT_S:
+                raise problem
+            name = method.__api_method__
+            log.warning("call repeated: %s", problem.message,
+                        extra={"operation": name, "attempt": attempt, "wait_s": round(pause, 2)})  # fmt: skip
+            await self._wait(pause)
+        raise AssertionError("unreachable")
+
+    async def _once(self, make_request: Any, bot: Bot, method: TelegramMethod[Any], chat_id: int) -> Any:
+        """One call, with the answers that are no errors and those that mean that nobody is there."""
+        try:
+            return await make_request(bot, method)
+        except TelegramMigrateToChat as error:
+            if self.on_migrated:
+                await self.on_migrated(chat_id, error.migrate_to_chat_id)
+            raise
+        except TelegramForbiddenError as error:
+            if self.on_gone and chat_id:
+                await self.on_gone(chat_id)
+            raise ChatGone(error.message) from error
+        except TelegramBadRequest as error:
+            words = error.message.lower()
+            if "message is not modified" in words:
+                return True
+            if any(sign in words for sign in (*TOPIC_GONE, *CHAT_GONE)):
+                raise ChatGone(error.message) from error
+            raise
+
+    async def _wait(self, seconds: float) -> None:
+        if seconds > 0:
+            async with stepped_out():
+                await self._clock.sleep(seconds)
+
+
+def repeats(kind: Kind, error: TelegramAPIError, broken: float) -> bool:
+    """Whether a call of this kind is made again after this error; `broken`: breaks before a byte so far."""
+    if kind != "send":
+        return True
+    if isinstance(error, ConnectionBroke):
+        return broken <= 1
+    return isinstance(error, NotConnected | TelegramServerError)
+
+
+def moved(method: TelegramMethod[Any], chat_id: int) -> TelegramMethod[Any]:
+    """The same call for the supergroup that a group became; message ids of the old one mean nothing there."""
+    changes: dict[str, Any] = {"chat_id": chat_id}
+    if getattr(method, "reply_parameters", None):
+        changes["reply_parameters"] = None
+    return method.model_copy(update=changes)
+
+
+def aside(thread_id: int, reply_to_id: int | None = None) -> dict[str, Any]:
+    """The parameters that put a message into a topic and under what it answers."""
+    options: dict[str, Any] = {"message_thread_id": thread_id} if thread_id else {}
+    if reply_to_id:
+        options["reply_parameters"] = {"message_id": reply_to_id, "allow_sending_without_reply": True}
+    return options
+
+
+async def say(
+    bot: Bot,
+    chat_id: int,
+    piece: Piece | str,
+    *,
+    thread_id: int = 0,
+    reply_to_id: int | None = None,
+    markup: InlineKeyboardMarkup | None = None,
+) -> int | None:
+    """Send one message. Returns its id, or None where Telegram took it but the answer was lost (logged)."""
+    piece = Piece(piece) if isinstance(piece, str) else piece
+    options = aside(thread_id, reply_to_id)
+    if markup:
+        options["reply_markup"] = markup
+    if piece.entities:
+        options["entities"] = piece.entities
+    if "://" in piece.text:
+        options["link_preview_options"] = {"is_disabled": True}
+    try:
+        return (await bot(Say(chat_id=chat_id, text=piece.text, **options))).message_id
+    except AnswerLost as error:
+        log.error("answer to a send lost, not repeated: %s", error.message, extra={"chat_id": chat_id})
+        return None
+    except TelegramBadRequest as error:
+        if not piece.entities:
+            raise
+        log.warning("entities refused, sent plain: %s", error.message, extra={"chat_id": chat_id})
+    return await say(bot, chat_id, piece.text, thread_id=thread_id, reply_to_id=reply_to_id, markup=markup)
+
+
+async def edit(bot: Bot, chat_id: int, message_id: int, text: str, markup: InlineKeyboardMarkup | None = None) -> None:
+    """Change a message in place; that it says so already, or was deleted meanwhile, is no error."""
+    try:
+        await bot(Edit(chat_id=chat_id, message_id=message_id, text=text, reply_markup=markup))
+    except TelegramBadRequest as error:
+        if not any(sign in error.message.lower() for sign in MESSAGE_GONE):
+            raise
+        log.info("nothing to edit: %s", error.message, extra={"chat_id": chat_id})
+
+
+async def fetch_file(bot: Bot, file_id: str) -> bytes:
+    """The bytes of a file, at most 20 MB. Raises BotError("media.too_big"), Unavailable("media.unreachable")."""
+    try:
+        file = await bot(GetFile(file_id=file_id))
+        if (file.file_size or 0) > MAX_DOWNLOAD:
+            raise BotError("media.too_big")
+        data = bytearray()
+        async for chunk in bot.session.stream_content(bot.session.api.file_url(bot.token, file.file_path or "")):
+            data += chunk
+            if len(data) > MAX_DOWNLOAD:
+                raise BotError("media.too_big")
+        return bytes(data)
+    except TelegramBadRequest as error:
+        raise BotError("media.too_big" if "too big" in error.message else "media.gone") from error
+    except (TelegramAPIError, aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Unavailable("media.unreachable") from error
+
+
