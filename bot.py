@@ -1839,3 +1839,659 @@ async def fetch_file(bot: Bot, file_id: str) -> bytes:
         raise Unavailable("media.unreachable") from error
 
 
+# == LLM ==============================================================================================================
+# Language models over HTTP: Gemini's REST v1beta and anything OpenAI-compatible. One chain of models, best first; what
+# a fault means for the chain and for the user stands in one table.
+
+SILENCE_S = 60
+MODEL_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_S)
+SHOWN_PARTIAL = "…"
+
+
+@dataclass(frozen=True)
+class Media:
+    """A file sent along with a message."""
+
+    mime: str
+    data: bytes
+
+
+class Said(NamedTuple):
+    """One entry of a conversation. `raw` are the model's parts as it sent them, to be echoed to the same `model`."""
+
+    role: Literal["user", "model"]
+    text: str
+    media: tuple[Media, ...] = ()
+    raw: tuple[Mapping[str, Any], ...] = ()
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question to a model: the system instruction and the conversation, the user's turn last."""
+
+    system: str
+    said: tuple[Said, ...]
+    chat_id: int = 0
+    user_id: int = 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one call, as the provider counted them."""
+
+    input: int = 0
+    output: int = 0
+    thoughts: int = 0
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said. `finish`: stop, length (the token limit), cut (the connection ended, the text is partial)."""
+
+    text: str
+    finish: Literal["stop", "length", "cut"] = "stop"
+    model: str = ""
+    raw: tuple[Mapping[str, Any], ...] = ()
+    usage: Usage = Usage()
+
+
+class LlmFault(Exception):
+    """One call failed. `kind` is a row of REMEDIES; `wait_s`: what the provider asked us to wait."""
+
+    def __init__(self, kind: str, detail: str = "", wait_s: float = 0.0) -> None:
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind, self.wait_s = kind, wait_s
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """`again`: more tries of the same model; `cool_s`: then the model rests so long; `sick`: counts for the breaker.
+
+    A sick model that rests is asked after the others, for it may be well again; the rest are not asked at all.
+    """
+
+    again: int = 0
+    cool_s: float = 0.0
+    sick: bool = False
+    final: bool = False
+
+
+# kind          same model again   model rests      breaker   chain goes on
+REMEDIES = {
+    "rate":       Remedy(cool_s=15),                                    # 429; rests as long as RetryInfo says
+    "quota":      Remedy(cool_s=3600),                                  # 429 of the day
+    "retired":    Remedy(cool_s=6 * 3600),                              # 404
+    "key":        Remedy(cool_s=60),                                    # 401, 403, API_KEY_INVALID
+    "overloaded": Remedy(again=1, cool_s=20, sick=True),                # 503, 529
+    "server":     Remedy(again=2, cool_s=20, sick=True),                # other 5xx
+    "network":    Remedy(again=2, sick=True),
+    "timeout":    Remedy(cool_s=20, sick=True),                         # silence of a minute
+    "cut":        Remedy(again=1, sick=True),                           # the stream ended in the middle
+    "malformed":  Remedy(again=1, cool_s=20, sick=True),
+    "empty":      Remedy(again=1),                                      # no candidates, no parts
+    "request":    Remedy(),                                             # 400: another model may take it
+    "wording":    Remedy(again=1),                                      # 400: it wants a parameter by another name
+    "blocked":    Remedy(final=True),                                   # safety: another model would say the same
+}  # fmt: skip
+
+
+class LlmError(Unavailable):
+    """No model answered; the text key `llm.KIND` says why to the user."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"llm.{kind}")
+        self.kind = kind
+
+
+OnText = Callable[[str], None]
+
+
+async def sse(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The data of server-sent events, as UTF-8. Lines end in LF or CR LF, nothing else: U+2028 in JSON is text."""
+    data: list[bytes] = []
+    rest = b""
+    async for chunk in content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            line = line.rstrip(b"\r")
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+            elif not line and data:
+                yield b"\n".join(data)
+                data = []
+    if rest.startswith(b"data:"):
+        data.append(rest[5:].strip())
+    if data:
+        yield b"\n".join(data)
+
+
+VISIBLE = re.compile(
+    r"[^\s\u0000-\u001f\u007f-\u00a0\u00ad\u034f\u115f\u180e\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]"
+)
+HALVES = re.compile("[\ud800-\udbff](?=.)|(?<![\ud800-\udbff])[\udc00-\udfff]", re.DOTALL)
+
+
+ODD = re.compile("[\0\ud800-\udfff]")
+
+
+def joined(text: str, more: str) -> str:
+    """Two chunks of an answer, without NUL, the halves of a character that they cut apart put together.
+
+    A half at the end may be a first one, and waits; any other half becomes U+FFFD.
+    """
+    if not ODD.search(more) and not ("\ud800" <= text[-1:] <= "\udbff"):
+        return text + more
+    whole = (text + more).replace("\0", "").encode("utf-16-le", "surrogatepass")
+    return HALVES.sub("\ufffd", whole.decode("utf-16-le", "surrogatepass"))
+
+
+def parse_event(data: bytes) -> dict[str, Any]:
+    try:
+        event = json_loads(data)
+    except ValueError:
+        try:
+            event = json.loads(data)  # orjson refuses halves of characters, which some servers send
+        except ValueError:
+            raise LlmFault("malformed") from None
+    if not isinstance(event, dict):
+        raise LlmFault("malformed")
+    return event
+
+
+def alternate(said: Iterable[Said], same: Callable[[Said, Said], bool]) -> list[list[Said]]:
+    """Neighbours of one role together; begins with the user's, as the APIs want."""
+    groups: list[list[Said]] = []
+    for entry in said:
+        if groups and same(groups[-1][-1], entry):
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+    if groups and groups[0][0].role == "model":
+        groups.insert(0, [Said("user", "…")])
+    return groups
+
+
+class Gemini:
+    """Gemini v1beta, https://ai.google.dev/api/generate-content."""
+
+    name = "gemini"
+    # model prefix, how it takes thinking, whether it takes a temperature; the first that fits
+    TRAITS: ClassVar[tuple[tuple[str, tuple[str, ...] | dict[str, int], bool], ...]] = (
+        ("gemini-3.8-flash", ("low", "medium", "high"), False),
+        ("gemini-3", ("minimal", "low", "medium", "high"), False),
+        ("gemini-2.5-flash", {"minimal": 0, "low": 512, "medium": 4096, "high": -1}, True),
+        ("gemini-2.5", {"minimal": 128, "low": 512, "medium": 4096, "high": -1}, True),
+        ("", (), True),
+    )
+
+    def __init__(self, settings: Settings, http: Once[aiohttp.ClientSession]) -> None:
+        self._settings, self._http = settings, http
+        self._headers = {"x-goog-api-key": settings.gemini_api_key, "Content-Type": "application/json"}
+        self.models = settings.gemini_model
+
+    def body(self, model: str, ask: Ask) -> dict[str, Any]:
+        """The request for this model."""
+        body: dict[str, Any] = {"contents": gemini_contents(model, ask.said)}
+        if ask.system:
+            body["systemInstruction"] = {"parts": [{"text": ask.system}]}
+        if config := self._config(model):
+            body["generationConfig"] = config
+        return body
+
+    def _config(self, model: str) -> dict[str, Any]:
+        _, levels, temperature = next(traits for traits in self.TRAITS if model.startswith(traits[0]))
+        wish = self._settings.thinking_level
+        config: dict[str, Any] = {}
+        if isinstance(levels, dict):
+            config["thinkingConfig"] = {"thinkingBudget": levels[wish]}
+        elif levels:
+            config["thinkingConfig"] = {"thinkingLevel": (wish if wish in levels else levels[0]).upper()}
+        if temperature and self._settings.gemini_temperature is not None:
+            config["temperature"] = self._settings.gemini_temperature
+        if self._settings.gemini_max_output_tokens:
+            config["maxOutputTokens"] = self._settings.gemini_max_output_tokens
+        return config
+
+    async def stream(
+        self, model: str, ask: Ask, on_text: OnText, on_usage: Callable[[Usage], None] = lambda usage: None
+    ) -> Answer:
+        """Stream an answer; `on_text` gets all the text so far, `on_usage` the tokens so far. Raises LlmFault."""
+        url = f"{self._settings.gemini_api_url}/v1beta/models/{model}:streamGenerateContent?alt=sse"
+        reading = GeminiReading(model)
+        async with call_model(await self._http(), url, self._headers, self.body(model, ask)) as answer:
+            if answer.status != 200:
+                raise gemini_fault(answer.status, await answer.text(errors="replace"))
+            async for data in sse(answer.content):
+                if reading.take(parse_event(data)):
+                    on_text(reading.text)
+                on_usage(reading.usage)
+        return reading.answer()
+
+    async def check(self, model: str) -> None:
+        """Raises LlmFault unless the model answers to this key."""
+        url = f"{self._settings.gemini_api_url}/v1beta/models/{model}"
+        async with call_model(await self._http(), url, self._headers, None) as answer:
+            if answer.status != 200:
+                raise gemini_fault(answer.status, await answer.text(errors="replace"))
+
+
+class GeminiReading:
+    """Puts the events of one stream together."""
+
+    BLOCKED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE"})
+
+    def __init__(self, model: str) -> None:
+        self.model, self.text, self.finish = model, "", ""
+        self.parts: list[dict[str, Any]] = []
+        self.usage = Usage()
+        self.events = 0
+
+    def take(self, event: dict[str, Any]) -> bool:
+        """Take one event; says whether there is new text. Raises LlmFault for errors inside a 200."""
+        self.events += 1
+        if "error" in event:
+            raise gemini_fault(int(event["error"].get("code") or 500), json_dumps(event))
+        if blocked := (event.get("promptFeedback") or {}).get("blockReason"):
+            raise LlmFault("blocked", blocked)
+        self._count(event.get("usageMetadata") or {})
+        for candidate in (event.get("candidates") or [])[:1]:
+            self.finish = candidate.get("finishReason") or self.finish
+            return self._parts((candidate.get("content") or {}).get("parts") or [])
+        return False
+
+    def _parts(self, parts: list[dict[str, Any]]) -> bool:
+        grew = False
+        for part in parts:
+            if part.get("thought"):
+                continue
+            self._keep(part)
+            if text := part.get("text"):
+                self.text = joined(self.text, text)
+                grew = True
+        return grew
+
+    def _keep(self, part: dict[str, Any]) -> None:
+        last = self.parts[-1] if self.parts else None
+        if last is not None and part.keys() == last.keys() == {"text"}:
+            last["text"] += part["text"]
+        else:
+            self.parts.append(dict(part))
+
+    def _count(self, meta: Mapping[str, Any]) -> None:
+        if meta:
+            names = ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "cachedContentTokenCount")
+            self.usage = Usage(*(count if isinstance(count := meta.get(name), int) else 0 for name in names))
+
+    def answer(self) -> Answer:
+        """The whole answer. Raises LlmFault where there is none."""
+        if not self.events:
+            raise LlmFault("malformed")
+        if not VISIBLE.search(self.text):
+            raise LlmFault("blocked" if self.finish in self.BLOCKED else "empty", self.finish)
+        if not self.finish:
+            raise LlmFault("cut")
+        plain = len(self.parts) == 1 and self.parts[0].keys() == {"text"}
+        return Answer(
+            self.text,
+            "length" if self.finish == "MAX_TOKENS" else "stop",
+            self.model,
+            () if plain else tuple(self.parts),  # plain text needs no second copy
+            self.usage,
+        )
+
+
+def gemini_contents(model: str, said: Iterable[Said]) -> list[dict[str, Any]]:
+    """Contents of alternating roles; a model's own parts are echoed unchanged, signatures included, to that model."""
+    contents = []
+    for group in alternate(said, lambda a, b: a.role == b.role):
+        parts: list[Any] = []
+        for entry in group:
+            if entry.raw and entry.model == model:
+                parts.extend(entry.raw)
+            elif entry.text:
+                parts.append({"text": entry.text})
+            parts.extend(
+                {"inlineData": {"mimeType": m.mime, "data": base64.b64encode(m.data).decode()}} for m in entry.media
+            )
+        contents.append({"role": group[0].role, "parts": parts or [{"text": "…"}]})
+    return contents
+
+
+def gemini_fault(status: int, text: str) -> LlmFault:
+    """What an error answer means, https://ai.google.dev/gemini-api/docs/troubleshooting."""
+    detail = text[:300]
+    if status == 429:
+        wait = re.search(r'"retryDelay":\s*"([\d.]+)s"', text)
+        per_day = re.search(r'"quotaId":\s*"[^"]*PerDay', text)
+        if per_day:  # it names a delay of seconds all the same
+            return LlmFault("quota", detail)
+        return LlmFault("rate", detail, float(wait[1]) if wait else 0.0)
+    if status in (401, 403) or (status == 400 and "API_KEY_INVALID" in text):
+        return LlmFault("key", detail)
+    kinds = {404: "retired", 503: "overloaded", 529: "overloaded", 504: "timeout"}
+    return LlmFault(kinds.get(status, "server" if status >= 500 else "request"), detail)
+
+
+class OpenAi:
+    """Anything with POST /chat/completions, https://platform.openai.com/docs/api-reference/chat."""
+
+    name = "openai"
+
+    def __init__(self, settings: Settings, http: Once[aiohttp.ClientSession]) -> None:
+        self._settings, self._http = settings, http
+        self._headers = {"Content-Type": "application/json"}
+        if settings.openai_api_key:
+            self._headers["Authorization"] = f"Bearer {settings.openai_api_key}"
+        self.models = settings.openai_model
+        self._limit = "max_tokens"  # what servers of others know; OpenAI's own newer models want another word
+
+    def body(self, model: str, ask: Ask) -> dict[str, Any]:
+        """The request for this model."""
+        messages: list[dict[str, Any]] = [{"role": "system", "content": ask.system}] if ask.system else []
+        for group in alternate(ask.said, lambda a, b: a.role == b.role):
+            role = "assistant" if group[0].role == "model" else "user"
+            messages.append({"role": role, "content": openai_content(group)})
+        body: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
+        body["stream_options"] = {"include_usage": True}
+        if self._settings.gemini_max_output_tokens:
+            body[self._limit] = self._settings.gemini_max_output_tokens
+        return body
+
+    async def stream(
+        self, model: str, ask: Ask, on_text: OnText, on_usage: Callable[[Usage], None] = lambda usage: None
+    ) -> Answer:
+        """Stream an answer; `on_text` gets all the text so far, `on_usage` the tokens so far. Raises LlmFault."""
+        url = f"{self._settings.openai_api_url}/chat/completions"
+        text, finish, usage, events = "", "", Usage(), 0
+        async with call_model(await self._http(), url, self._headers, self.body(model, ask)) as answer:
+            if answer.status != 200:
+                problem = await answer.text(errors="replace")
+                if answer.status == 400 and "max_completion_tokens" in problem and self._limit == "max_tokens":
+                    self._limit = "max_completion_tokens"
+                    raise LlmFault("wording", self._limit)
+                raise openai_fault(answer.status, problem, answer.headers.get("Retry-After"))
+            async for data in sse(answer.content):  # comment lines are no data and never come here
+                if data.strip() == b"[DONE]":
+                    break
+                event = parse_event(data)
+                events += 1
+                if error := event.get("error"):
+                    code = error.get("code") if isinstance(error, dict) else None
+                    raise openai_fault(code if isinstance(code, int) else 500, json_dumps(error), None)
+                usage = openai_usage(event.get("usage")) or usage
+                on_usage(usage)
+                for choice in (event.get("choices") or [])[:1]:  # the chunk with the usage has none
+                    finish = choice.get("finish_reason") or finish
+                    if more := (choice.get("delta") or {}).get("content"):
+                        text = joined(text, more)
+                        on_text(text)
+        if not events:
+            raise LlmFault("malformed")
+        if not VISIBLE.search(text):
+            raise LlmFault("blocked" if finish == "content_filter" else "empty", finish)
+        if not finish:
+            raise LlmFault("cut")
+        return Answer(text, "length" if finish == "length" else "stop", model, (), usage)
+
+    async def check(self, model: str) -> None:
+        """Raises LlmFault unless the server knows the model."""
+        async with call_model(
+            await self._http(), f"{self._settings.openai_api_url}/models", self._headers, None
+        ) as answer:
+            if answer.status != 200:
+                raise openai_fault(answer.status, await answer.text(errors="replace"), None)
+            listed = [entry.get("id") for entry in (await answer.json(content_type=None)).get("data", [])]
+        if listed and model not in listed:
+            raise LlmFault("retired", model)
+
+
+def openai_content(group: Sequence[Said]) -> str | list[dict[str, Any]]:
+    text = "\n".join(entry.text for entry in group if entry.text) or "…"
+    pictures = [media for entry in group for media in entry.media if media.mime.startswith("image/")]
+    if not pictures:
+        return text
+    urls = [f"data:{media.mime};base64,{base64.b64encode(media.data).decode()}" for media in pictures]
+    return [{"type": "text", "text": text}, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
+
+
+def openai_usage(usage: Mapping[str, Any] | None) -> Usage | None:
+    if not usage:
+        return None
+    return Usage(
+        usage.get("prompt_tokens") or 0,
+        usage.get("completion_tokens") or 0,
+        (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+        (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+    )
+
+
+def openai_fault(status: int, text: str, retry_after: str | None) -> LlmFault:
+    """What an error answer means, https://platform.openai.com/docs/guides/error-codes."""
+    detail = text[:300]
+    if status == 429:
+        wait = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
+        return LlmFault("quota" if "insufficient_quota" in text else "rate", detail, wait)
+    kinds = {401: "key", 403: "key", 404: "retired", 503: "overloaded", 529: "overloaded"}
+    return LlmFault(kinds.get(status, "server" if status >= 500 else "request"), detail)
+
+
+@asynccontextmanager
+async def call_model(
+    http: aiohttp.ClientSession, url: str, headers: Mapping[str, str], body: Mapping[str, Any] | None
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """POST the body (GET without one). What goes wrong on the way becomes an LlmFault."""
+    method = "GET" if body is None else "POST"
+    data = None if body is None else json_bytes(body)
+    begun = False
+    try:
+        async with http.request(
+            method, parsed_url(url), data=data, headers=headers, timeout=MODEL_TIMEOUT, allow_redirects=False
+        ) as answer:
+            begun = answer.status == 200
+            yield answer
+    except aiohttp.ConnectionTimeoutError as error:
+        raise LlmFault("network", "no connection") from error
+    except TimeoutError as error:
+        raise LlmFault("timeout", f"silent for {SILENCE_S} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise LlmFault("cut" if begun else "network", type(error).__name__) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # JSON of another shape than promised
+        raise LlmFault("malformed", type(error).__name__) from error
+
+
+@dataclass(frozen=True)
+class LlmCall:
+    """One call as it is stored."""
+
+    at: int
+    provider: str
+    model: str
+    capability: str
+    outcome: str
+    took_ms: int
+    usage: Usage
+    chat_id: int
+    user_id: int
+
+
+class Llm:
+    """The models, tried in their order: those that rest and providers with an open breaker are passed over."""
+
+    def __init__(
+        self, settings: Settings, http: Once[aiohttp.ClientSession], clock: Clock, dice: random.Random
+    ) -> None:
+        self._settings, self._clock, self._dice = settings, clock, dice
+        self.providers: list[Gemini | OpenAi] = []
+        if settings.gemini_api_key:
+            self.providers.append(Gemini(settings, http))
+        if settings.openai_api_url and settings.openai_model:
+            self.providers.append(OpenAi(settings, http))
+        self.slots = {"chat": asyncio.Semaphore(settings.max_parallel_llm)}
+        self.breakers = {(provider.name, "chat"): Breaker(clock) for provider in self.providers}
+        self._resting: dict[tuple[str, str], tuple[float, str]] = {}  # until when, and why
+        self.on_call: Callable[[LlmCall], None] = lambda call: None
+
+    def __bool__(self) -> bool:
+        return bool(self.providers)
+
+    async def chat(self, ask: Ask, on_text: OnText = lambda text: None) -> Answer:
+        """An answer of the first model that gives one, within LLM_TIMEOUT. Take a slot of `slots["chat"]` before.
+
+        Raises LlmError with the most telling reason. A text cut off in the middle is better than none: if no try
+        brings a whole one, the longest comes back with finish "cut".
+        """
+        chain = Chain(self, ask, on_text)
+        try:
+            async with asyncio.timeout(self._settings.llm_timeout):
+                return await chain.run()
+        except TimeoutError:
+            chain.faults.append("timeout")
+        except LlmFault as fault:
+            chain.faults.append(fault.kind)
+        if VISIBLE.search(chain.partial):
+            return Answer(chain.partial, "cut")
+        raise LlmError(worst(chain.faults))
+
+    def open_models(self, provider: Gemini | OpenAi) -> list[str]:
+        """The models of a provider that may be asked now, best first, those that were sick just now last."""
+        resting = self.resting()
+        why = {
+            model: resting[provider.name, model][1] for model in provider.models if (provider.name, model) in resting
+        }
+        well = [model for model in provider.models if model not in why]
+        return well + [model for model in provider.models if model in why and REMEDIES[why[model]].sick]
+
+    def resting(self) -> dict[tuple[str, str], tuple[float, str]]:
+        """(seconds left, why) of each model that rests."""
+        now = self._clock.monotonic()
+        return {key: (until - now, why) for key, (until, why) in self._resting.items() if until > now}
+
+    def rest(self, provider: str, model: str, seconds: float, why: str) -> None:
+        self._resting[provider, model] = self._clock.monotonic() + seconds, why
+
+
+def worst(kinds: Sequence[str]) -> str:
+    """The reason that tells a user most."""
+    order = ("blocked", "key", "quota", "rate", "overloaded", "timeout", "network", "server", "request", "retired")
+    return next((kind for kind in order if kind in kinds), "server")
+
+
+class Chain:
+    """One question on its way through the models."""
+
+    MOST_WAIT_S = 20.0
+
+    def __init__(self, llm: Llm, ask: Ask, on_text: OnText) -> None:
+        self._llm, self._ask, self._tell = llm, ask, on_text
+        self.faults: list[str] = []
+        self.partial = ""
+
+    async def run(self) -> Answer:
+        """Raises LlmFault when nobody is left to ask."""
+        for _ in range(2):  # once more if all of them only rest for a moment
+            for provider in self._llm.providers:
+                if answer := await self._provider(provider):
+                    return answer
+            resting = [rest for rest in self._llm.resting().values() if not REMEDIES[rest[1]].sick]
+            self.faults += [why for _, why in resting]
+            wait = min((left for left, why in resting if why == "rate"), default=0.0)
+            if not 0 < wait <= self.MOST_WAIT_S:
+                break
+            await self._llm._clock.sleep(wait)
+        raise LlmFault(worst(self.faults))
+
+    async def _provider(self, provider: Gemini | OpenAi) -> Answer | None:
+        """Ask the models of one provider. Its breaker counts questions that none of them could answer.
+
+        Counted by calls, one sick model and a handful of people would shut out the healthy models behind it.
+        """
+        breaker, models = self._llm.breakers[provider.name, "chat"], self._llm.open_models(provider)
+        if not models or not breaker.allow():
+            if models and not self.faults:
+                self.faults.append("overloaded")
+            return None
+        before = len(self.faults)
+        try:
+            for model in models:
+                if answer := await self._model(provider, model):
+                    breaker.succeeded()
+                    return answer
+        except BaseException:  # stopped, or refused for good: no verdict on the provider
+            breaker.abandoned()
+            raise
+        if any(REMEDIES[kind].sick for kind in self.faults[before:]):
+            breaker.failed()
+        else:
+            breaker.abandoned()
+        return None
+
+    async def _model(self, provider: Gemini | OpenAi, model: str) -> Answer | None:
+        for attempt in range(1, 4):
+            try:
+                return await self._call(provider, model)
+            except LlmFault as fault:
+                if not await self._after(provider, model, fault, attempt):
+                    return None
+        return None
+
+    async def _after(self, provider: Gemini | OpenAi, model: str, fault: LlmFault, attempt: int) -> bool:
+        """Do what REMEDIES says; returns whether to try the same model again."""
+        remedy = REMEDIES[fault.kind]
+        self.faults.append(fault.kind)
+        log.warning("model failed: %s", fault, extra={"model": model, "kind": fault.kind, "attempt": attempt})
+        if remedy.final:
+            raise fault
+        if attempt > remedy.again:
+            if remedy.cool_s:
+                self._llm.rest(provider.name, model, fault.wait_s or remedy.cool_s, fault.kind)
+            return False
+        await self._llm._clock.sleep(backoff(self._llm._dice, attempt, 0.3, 4.0))
+        return True
+
+    async def _call(self, provider: Gemini | OpenAi, model: str) -> Answer:
+        started, outcome, used = time.perf_counter(), "ok", [Usage()]
+        try:
+            return await provider.stream(model, self._ask, self._heard, used.append)
+        except LlmFault as fault:
+            outcome = fault.kind
+            raise
+        except BaseException:  # stopped, or out of time
+            outcome = "cancelled"
+            raise
+        finally:
+            took = round((time.perf_counter() - started) * 1000)
+            ask, now = self._ask, int(self._llm._clock.now())
+            call = LlmCall(now, provider.name, model, "chat", outcome, took, used[-1], ask.chat_id, ask.user_id)
+            self._llm.on_call(call)
+
+    def _heard(self, text: str) -> None:
+        if len(text) > len(self.partial):
+            self.partial = text
+        self._tell(text)
+
+
+def babble(lines: Sequence[str], seed_lines: Sequence[str], question: str, dice: random.Random) -> str:
+    """A sentence of a word-bigram model of `lines`, begun near a word of the question; for a bot without a model.
+
+    The seed lines keep a chat that has said little from being echoed back.
+    """
+    follows: dict[str, list[str]] = defaultdict(list)
+    for line in (*lines, *seed_lines):
+        words = line.split()
+        for one, two in zip(["", *words], [*words, ""], strict=True):
+            follows[one.lower()].append(two)
+    asked = [word for word in question.lower().split() if len(word) > 3 and any(follows.get(word, ()))]
+    out = [dice.choice(asked)] if asked and dice.random() < 0.7 else []
+    while len(out) < 18:
+        word = dice.choice(follows[out[-1].lower() if out else ""] or [""])
+        if not word:
+            if len(out) >= 3 or not any(follows[""]):
+                break
+            word = dice.choice([first for first in follows[""] if first])
+        out.append(word)
+    text = " ".join(out).strip(" ,;:—-")
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…", ")")) else ".")
+
+
