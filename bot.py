@@ -2495,3 +2495,1447 @@ def babble(lines: Sequence[str], seed_lines: Sequence[str], question: str, dice:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…", ")")) else ".")
 
 
+# == App ==============================================================================================================
+# What everything shares, under one name. Features register what they bring in the tables here: commands, buttons,
+# cleanup steps, background loops.
+
+
+@dataclass(frozen=True)
+class Who:
+    """Who an update is from and where, as handlers need it."""
+
+    chat_id: int
+    thread_id: int
+    user_id: int
+    lang: str
+    private: bool
+    anonymous_admin: bool = False
+    message_id: int | None = None  # what an answer replies to
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as registered. `places`: private, group, or both; `owner`: only for owners."""
+
+    name: str
+    handler: Callable[..., Awaitable[Any]]
+    places: tuple[str, ...]
+    owner: bool = False
+
+
+class Press(NamedTuple):
+    """A button that was pressed: under which message, with which callback data."""
+
+    message_id: int
+    data: str
+
+
+COMMANDS: dict[str, Command] = {}
+BUTTONS: dict[str, tuple[type[CallbackData], Callable[..., Awaitable[Any]]]] = {}
+CLEANUPS: dict[str, Callable[[App], Awaitable[Any]]] = {}
+LOOPS: dict[str, Callable[[App], Awaitable[None]]] = {}
+
+
+def command(name: str, places: tuple[str, ...] = ("private", "group"), *, owner: bool = False) -> Callable[[T], T]:
+    """Register a handler `(app, who, args)` for /name."""
+
+    def register(handler: T) -> T:
+        COMMANDS[name] = Command(name, handler, places, owner)  # type: ignore[arg-type]
+        return handler
+
+    return register
+
+
+def button(data: type[CallbackData]) -> Callable[[T], T]:
+    """Register a handler `(app, who, press, data)` for a kind of callback data; what it returns is shown."""
+
+    def register(handler: T) -> T:
+        BUTTONS[data.__prefix__] = data, handler  # type: ignore[assignment]
+        return handler
+
+    return register
+
+
+def cleanup(name: str) -> Callable[[T], T]:
+    """Register a step `(app)` of the hourly cleanup."""
+
+    def register(step: T) -> T:
+        CLEANUPS[name] = step  # type: ignore[assignment]
+        return step
+
+    return register
+
+
+def loop(name: str) -> Callable[[T], T]:
+    """Register a coroutine `(app)` that runs as long as the bot does."""
+
+    def register(body: T) -> T:
+        LOOPS[name] = body  # type: ignore[assignment]
+        return body
+
+    return register
+
+
+class App:
+    """Settings, texts, database, bot, models, caches and tasks of one running bot."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        dice: random.Random | None = None,
+        session: BaseSession | None = None,
+    ) -> None:
+        self.settings, self.clock, self.dice = settings, clock or Clock(), dice or random.Random()
+        self.texts = Texts(HERE / "locales")
+        self.db = Db(settings.db_path)
+        self.http: Once[aiohttp.ClientSession] = Once(lambda: open_http(settings), lambda http: http.close())
+        self.gate = Gate(self.clock, self.dice, settings.sends_per_second)
+        self.bot = Bot(
+            settings.telegram_bot_token or "0:none",
+            session=session or LeanSession(settings.telegram_api_url, self.http),
+        )
+        self.bot.session.middleware(self.gate)
+        self.llm = Llm(settings, self.http, self.clock, self.dice)
+        monotonic = self.clock.monotonic
+        self.chats: Cache[int, ChatSettings] = Cache(5000, 600, monotonic)
+        self.langs: Cache[int, str] = Cache(20_000, 3600, monotonic)
+        self.resets: Cache[tuple[int, int], int] = Cache(5000, 600, monotonic)
+        self.admins: Cache[tuple[int, int], bool] = Cache(2000, 60, monotonic)
+        self.known: dict[tuple[str, int], tuple[Any, ...]] = {}  # people and chats as they are stored; see Inbox
+        self.slots = Slots(settings.max_parallel_updates)
+        # a file of 20 MB takes four times that on its way to a model: two at once, or a small machine is full
+        self.heavy = asyncio.Semaphore(2)
+        self.generations: dict[tuple[int, int], Generation] = {}
+        self.latencies: deque[float] = deque(maxlen=1000)
+        self.counts: Counter[str] = Counter()
+        self.started_at = self.clock.now()
+        self.llm.on_call = lambda call: store_llm_call(self, call)
+        self.me: User | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def owner(self, user_id: int) -> bool:
+        return user_id in self.settings.admin_ids
+
+    def spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
+        """Run a coroutine beside; its end, or its failure, is logged, never lost."""
+        # a task copies the context variables of whoever makes it
+        context = None
+        if at_work.get() or changes.get() is not None:  # neither the place nor the commit of whoever spawns it
+            context = contextvars.copy_context()
+            context.run(at_work.set, None)
+            context.run(changes.set, None)
+        task = asyncio.create_task(work, name=name, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, ChatGone):
+            self.counts[f"error {type(error).__name__}"] += 1
+            log.error("background task failed: %s", task.get_name(), exc_info=error)
+
+    async def tell_owners(self, key: str, **fields: Any) -> None:
+        """A private message to each owner; one who never started the bot is no fault."""
+        for user_id in self.settings.admin_ids:
+            with contextlib.suppress(ChatGone, TelegramAPIError):
+                await say(self.bot, user_id, self.texts(await lang_of(self, user_id), key, **fields))
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+        await self.db.close()
+        await self.http.close()
+
+
+@dataclass
+class Generation:
+    """A reply that is being written: what can be stopped, and what it said so far."""
+
+    who: Who
+    task: asyncio.Task[Any]
+    text: str = ""
+    stopped: bool = False
+    over: bool = False
+
+    def grow(self, text: str) -> None:
+        self.text = text
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """What holds in a chat now: its own settings over those of the bot."""
+
+    policy: str
+    lang: str | None
+    rich: bool
+    quiet_until: int
+    told_no_key: bool
+
+
+async def chat_settings(app: App, chat_id: int) -> ChatSettings:
+    """Cached for ten minutes, forgotten when changed."""
+    return await app.chats.get(chat_id, lambda: load_chat(app, chat_id))
+
+
+async def load_chat(app: App, chat_id: int) -> ChatSettings:
+    row = await app.db.reader.one(
+        "SELECT policy, lang, rich, quiet_until, told_no_key FROM chats WHERE chat_id = ?", chat_id
+    )
+    if row is None:
+        return ChatSettings(app.settings.group_policy, None, app.settings.rich_messages, 0, False)
+    rich = app.settings.rich_messages if row["rich"] is None else bool(row["rich"])
+    policy = row["policy"] or app.settings.group_policy
+    return ChatSettings(policy, row["lang"], rich, row["quiet_until"], bool(row["told_no_key"]))
+
+
+async def lang_of(app: App, user_id: int, code: str | None = None) -> str:
+    """The language chosen by a user, else Telegram's for them (`code`: as the update says), else LANGUAGE."""
+    if known := app.langs.peek(user_id):
+        return known
+    row = await app.db.reader.one("SELECT lang, language_code FROM users WHERE user_id = ?", user_id)
+    if row is None:  # not heard yet: nothing to keep
+        return pick_lang(code, app.settings.language)
+    lang = row["lang"] or pick_lang(code or row["language_code"], app.settings.language)
+    app.langs.put(user_id, lang)
+    return lang
+
+
+# What the update at work has changed so far; the inbox commits it together with the end of the update.
+changes: contextvars.ContextVar[dict[Hot, list[tuple[Any, ...]]] | None] = contextvars.ContextVar(
+    "changes", default=None
+)
+
+
+async def remember(app: App, hot: Hot, row: tuple[Any, ...]) -> None:
+    """Write a row in the commit that ends the update at work; at once where there is none."""
+    pending = changes.get()
+    if pending is None:
+        await app.db.write({hot: [row]})
+    else:
+        pending.setdefault(hot, []).append(row)
+
+
+PUT_LLM_CALL = Hot(
+    40,
+    """INSERT INTO llm_calls (called_at, provider, model, capability, outcome, took_ms, input_tokens, output_tokens,
+         thought_tokens, cached_tokens, chat_id, user_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+)
+
+
+def store_llm_call(app: App, call: LlmCall) -> None:
+    """Keep what a call cost: with the update at work, else beside."""
+    used = call.usage
+    row = (call.at, call.provider, call.model, call.capability, call.outcome, call.took_ms,
+           used.input, used.output, used.thoughts, used.cached, call.chat_id, call.user_id)  # fmt: skip
+    app.counts[f"llm {call.outcome}"] += 1
+    pending = changes.get()
+    if pending is None:
+        app.spawn(app.db.write({PUT_LLM_CALL: [row]}), "store usage")
+    else:
+        pending.setdefault(PUT_LLM_CALL, []).append(row)
+
+
+@cleanup("usage")
+async def usage_clean(app: App) -> None:
+    async with app.db.tx() as tx:
+        await tx.run("DELETE FROM llm_calls WHERE called_at < ?", int(app.clock.now()) - 90 * 86400)
+
+
+# == Memory ===========================================================================================================
+# What was said: read from a raw update, stored once, and found again as the context of a reply.
+
+# -- rules
+
+COMMAND = re.compile(r"/([A-Za-z0-9_]{1,32})(?:@(\w+))?(?:\s+(.*))?$", re.DOTALL)
+MAX_STORED_TEXT = 20_000
+
+
+class Heard(NamedTuple):
+    """A message as it is stored. Speakers are users, or (ids below 0) chats that speak as themselves."""
+
+    chat_id: int
+    chat_kind: str
+    chat_title: str
+    thread_id: int
+    message_id: int
+    user_id: int
+    name: str
+    username: str | None
+    language_code: str | None
+    silent: bool  # other bots and automatic forwards: never answered
+    anonymous_admin: bool
+    sent_at: int
+    kind: str
+    text: str
+    media: tuple[dict[str, Any], ...]
+    album: str | None
+    origin: str | None
+    reply_to: int | None
+
+
+def hear(raw: Mapping[str, Any]) -> Heard | None:
+    """Read a raw Message; None for service messages, which say nothing. Raises KeyError, TypeError on rubbish."""
+    content = heard_content(raw)
+    if content is None:
+        return None
+    kind, text, media = content
+    chat = raw["chat"]
+    user_id, name, username, language, silent, anonymous = speaker(raw)
+    replied = raw.get("reply_to_message") or {}
+    return Heard(
+        chat["id"],
+        chat["type"],
+        chat.get("title") or full_name(chat),
+        raw["message_thread_id"] if raw.get("is_topic_message") else 0,
+        raw["message_id"],
+        user_id,
+        name,
+        username,
+        language,
+        silent,
+        anonymous,
+        raw["date"],
+        kind,
+        text[:MAX_STORED_TEXT],
+        media,
+        raw.get("media_group_id"),
+        origin_name(raw.get("forward_origin")),
+        None if "forum_topic_created" in replied else replied.get("message_id"),
+    )
+
+
+def full_name(entry: Mapping[str, Any]) -> str:
+    return excerpt(" ".join(part for part in (entry.get("first_name"), entry.get("last_name")) if part), 128) or "?"
+
+
+def speaker(raw: Mapping[str, Any]) -> tuple[int, str, str | None, str | None, bool, bool]:
+    """(id, name, username, language code, silent, anonymous administrator) of whoever sent a message."""
+    sender, user = raw.get("sender_chat"), raw.get("from") or {}
+    if sender and raw["chat"]["type"] != "private":
+        anonymous = sender["id"] == raw["chat"]["id"]
+        name = raw.get("author_signature") or sender.get("title") or "?"
+        return sender["id"], name, sender.get("username"), None, bool(raw.get("is_automatic_forward")), anonymous
+    return user["id"], full_name(user), user.get("username"), user.get("language_code"), bool(user.get("is_bot")), False
+
+
+def origin_name(origin: Mapping[str, Any] | None) -> str | None:
+    """Whom a message was forwarded from."""
+    if not origin:
+        return None
+    if user := origin.get("sender_user"):
+        return full_name(user)
+    chat = origin.get("sender_chat") or origin.get("chat") or {}
+    return origin.get("sender_user_name") or chat.get("title") or "?"
+
+
+def heard_content(raw: Mapping[str, Any]) -> tuple[str, str, tuple[dict[str, Any], ...]] | None:
+    """(kind, text, media) of a message; None where there is nothing to hear."""
+    if (text := raw.get("text")) is not None:
+        return ("command" if COMMAND.match(text) else "text"), text, ()
+    caption = raw.get("caption") or ""
+    for kind, read in CONTENT.items():
+        if (thing := raw.get(kind)) is not None:
+            text, media = read(thing)
+            return kind, "\n".join(part for part in (text, caption) if part), media
+    return None
+
+
+def read_photo(sizes: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[dict[str, Any], ...]]:
+    """The largest size that may be downloaded."""
+    fitting = [size for size in sizes if size.get("file_size", 0) <= MAX_DOWNLOAD] or list(sizes)
+    return "", (media_entry("photo", max(fitting, key=lambda size: size["width"] * size["height"]), "image/jpeg"),)
+
+
+def read_sticker(thing: Mapping[str, Any]) -> tuple[str, tuple[dict[str, Any], ...]]:
+    """An emoji for the eye; only a still one is a picture for the model."""
+    still = not (thing.get("is_animated") or thing.get("is_video"))
+    return thing.get("emoji") or "", (media_entry("sticker", thing, "image/webp"),) if still else ()
+
+
+def read_file(kind: str, mime: str) -> Callable[[Mapping[str, Any]], tuple[str, tuple[dict[str, Any], ...]]]:
+    def read(thing: Mapping[str, Any]) -> tuple[str, tuple[dict[str, Any], ...]]:
+        title = " – ".join(part for part in (thing.get("performer"), thing.get("title")) if part)
+        return title or thing.get("file_name") or "", (media_entry(kind, thing, mime),)
+
+    return read
+
+
+def media_entry(kind: str, thing: Mapping[str, Any], mime: str) -> dict[str, Any]:
+    """What is kept of a file: never its bytes."""
+    entry = {"kind": kind, "file_id": thing["file_id"], "mime": thing.get("mime_type") or mime}
+    for name in ("file_unique_id", "file_size", "duration", "file_name"):
+        if thing.get(name):
+            entry[name] = thing[name]
+    return entry
+
+
+def read_poll(poll: Mapping[str, Any]) -> tuple[str, tuple[dict[str, Any], ...]]:
+    return f"{poll['question']} — {' / '.join(option['text'] for option in poll['options'])}", ()
+
+
+def read_venue(venue: Mapping[str, Any]) -> tuple[str, tuple[dict[str, Any], ...]]:
+    return f"{venue['title']}, {venue['address']}", ()
+
+
+def read_place(place: Mapping[str, Any]) -> tuple[str, tuple[dict[str, Any], ...]]:
+    return f"{place['latitude']:.5f}, {place['longitude']:.5f}", ()
+
+
+# animation before document, venue before location: the second comes with the first
+CONTENT: dict[str, Callable[[Any], tuple[str, tuple[dict[str, Any], ...]]]] = {
+    "photo": read_photo,
+    "sticker": read_sticker,
+    "voice": read_file("voice", "audio/ogg"),
+    "audio": read_file("audio", "audio/mpeg"),
+    "video": read_file("video", "video/mp4"),
+    "video_note": read_file("video_note", "video/mp4"),
+    "animation": read_file("animation", "video/mp4"),
+    "document": read_file("document", "application/octet-stream"),
+    "poll": read_poll,
+    "venue": read_venue,
+    "location": read_place,
+    "contact": lambda contact: (full_name(contact), ()),
+    "dice": lambda dice: (f"{dice['emoji']} {dice['value']}", ()),
+}
+
+
+# -- queries
+
+PUT_USER = Hot(
+    10,
+    """INSERT INTO users (user_id, name, username, language_code, started_at) VALUES (?, ?, ?, ?, ?)
+       ON CONFLICT (user_id) DO UPDATE SET name = excluded.name, username = excluded.username,
+         language_code = coalesce(excluded.language_code, language_code),
+         started_at = coalesce(started_at, excluded.started_at)""",
+)
+PUT_CHAT = Hot(
+    10,
+    """INSERT INTO chats (chat_id, kind, title) VALUES (?, ?, ?)
+       ON CONFLICT (chat_id) DO UPDATE SET kind = excluded.kind, title = excluded.title, gone_at = NULL""",
+)
+PUT_MESSAGE = Hot(
+    20,
+    """INSERT INTO messages (chat_id, message_id, thread_id, user_id, sent_at, kind, text, media, album, origin,
+         reply_to, sentiment, model_turn) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+       ON CONFLICT (chat_id, message_id) DO NOTHING""",
+)
+EDIT_MESSAGE = Hot(
+    21,
+    """UPDATE messages SET text = ?, edited_at = ?, sentiment = ?
+       WHERE chat_id = ? AND message_id = ? AND user_id IS NOT NULL""",
+)
+
+
+def message_row(heard: Heard, sentiment: float) -> tuple[Any, ...]:
+    """A row for PUT_MESSAGE of something heard."""
+    return (heard.chat_id, heard.message_id, heard.thread_id, heard.user_id, heard.sent_at, heard.kind, heard.text,
+            json_dumps(heard.media) if heard.media else None, heard.album, heard.origin,
+            heard.reply_to, sentiment, None)  # fmt: skip
+
+
+def own_row(
+    app: App, who: Who, message_id: int | None, now: float, text: str, *, kind: str = "text", turn: str | None = None
+) -> tuple[Any, ...]:
+    """A row for PUT_MESSAGE of something the bot said."""
+    chat_id = app.gate.moved.get(who.chat_id, who.chat_id)
+    return (chat_id, message_id, who.thread_id, None, int(now), kind, text, None, None, None, None, 0.0, turn)
+
+
+class Past(NamedTuple):
+    """A message of the window, with its speaker (None: the bot) and what it replies to."""
+
+    message_id: int | None
+    user_id: int | None
+    sent_at: int
+    kind: str
+    text: str
+    media: str | None
+    origin: str | None
+    model_turn: str | None
+    name: str | None
+    reply_row: int | None
+    reply_text: str | None
+    reply_user_id: int | None
+    reply_name: str | None
+
+
+async def memory_window(
+    db: Queries, chat_id: int, thread_id: int, after: int, most: int, until: int = 2**62
+) -> list[Past]:
+    """The newest messages of talk in a topic, newest first, with speakers and what they reply to.
+
+    `after`: the row at which a reset left off. `until`: the id of the newest message of people that counts; what they
+    said after it waits for the next turn, while what the bot said after it belongs to the past of this one.
+    """
+    rows = await db.all(
+        """SELECT m.message_id, m.user_id, m.sent_at, m.kind, m.text, m.media, m.origin, m.model_turn, u.name,
+                  r.id, r.text, r.user_id, ru.name
+           FROM messages AS m
+           LEFT JOIN users AS u ON u.user_id = m.user_id
+           LEFT JOIN messages AS r ON r.chat_id = m.chat_id AND r.message_id = m.reply_to
+           LEFT JOIN users AS ru ON ru.user_id = r.user_id
+           WHERE m.chat_id = ? AND m.thread_id = ? AND m.id > ? AND m.kind NOT IN ('command', 'notice')
+             AND (m.user_id IS NULL OR m.message_id IS NULL OR m.message_id <= ?)
+           ORDER BY m.id DESC LIMIT ?""",
+        chat_id, thread_id, after, until, most,
+    )  # fmt: skip
+    return [Past._make(row) for row in rows]
+
+
+async def memory_album(db: Queries, chat_id: int, album: str) -> list[sqlite3.Row]:
+    """All parts of an album that were seen, in order."""
+    return await db.all(
+        "SELECT media FROM messages WHERE album = ? AND chat_id = ? ORDER BY +message_id",
+        album, chat_id,
+    )  # fmt: skip
+
+
+async def memory_texts(db: Queries, chat_id: int, thread_id: int, most: int = 500) -> list[str]:
+    """What people (not the bot) last wrote in a topic: the stuff of the offline model."""
+    rows = await db.all(
+        """SELECT text FROM messages WHERE chat_id = ? AND thread_id = ? AND user_id IS NOT NULL AND kind = 'text'
+           ORDER BY id DESC LIMIT ?""",
+        chat_id, thread_id, most,
+    )  # fmt: skip
+    return [row["text"] for row in rows]
+
+
+async def memory_reset(app: App, chat_id: int, thread_id: int) -> int:
+    """The row of messages up to which this topic was reset; 0 if never. Cached."""
+
+    async def load() -> int:
+        row = await app.db.reader.one(
+            "SELECT message_row FROM resets WHERE chat_id = ? AND thread_id = ?", chat_id, thread_id
+        )
+        return row["message_row"] if row else 0
+
+    return await app.resets.get((chat_id, thread_id), load)
+
+
+# -- actions
+
+
+async def reset_topic(app: App, chat_id: int, thread_id: int) -> None:
+    """Begin a new conversation: what was said stays stored, but is no context any more."""
+    async with app.db.tx() as tx:
+        await tx.run(
+            """INSERT INTO resets (chat_id, thread_id, message_row)
+               SELECT ?, ?, coalesce(max(id), 0) FROM messages WHERE chat_id = ? AND thread_id = ?
+               ON CONFLICT (chat_id, thread_id) DO UPDATE SET message_row = excluded.message_row""",
+            chat_id, thread_id, chat_id, thread_id,
+        )  # fmt: skip
+    app.resets.forget((chat_id, thread_id))
+
+
+async def chat_left(app: App, chat_id: int) -> None:
+    """Nobody hears the bot there any more."""
+    async with app.db.tx() as tx:
+        await tx.run(
+            "UPDATE chats SET gone_at = ? WHERE chat_id = ? AND gone_at IS NULL", int(app.clock.now()), chat_id
+        )
+    app.known.pop(("chat", chat_id), None)  # its next message takes that back
+
+
+async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
+    """A group became a supergroup: its settings and history go along; message ids of the old one mean nothing."""
+    async with app.db.tx() as tx:
+        known = await tx.one("SELECT 1 FROM chats WHERE chat_id = ?", new_id)
+        await tx.run("UPDATE messages SET message_id = NULL, reply_to = NULL WHERE chat_id = ?", old_id)
+        if known:
+            await tx.run("UPDATE messages SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+            await tx.run(
+                """UPDATE chats SET policy = o.policy, lang = o.lang, rich = o.rich, quiet_until = o.quiet_until,
+                     told_no_key = o.told_no_key
+                   FROM chats AS o WHERE chats.chat_id = ? AND o.chat_id = ?""",
+                new_id, old_id,
+            )  # fmt: skip
+            await tx.run(
+                """INSERT INTO resets (chat_id, thread_id, message_row)
+                   SELECT ?, thread_id, message_row FROM resets WHERE chat_id = ? ON CONFLICT DO NOTHING""",
+                new_id, old_id,
+            )  # fmt: skip
+            await tx.run("DELETE FROM chats WHERE chat_id = ?", old_id)
+        else:
+            await tx.run("UPDATE chats SET chat_id = ?, kind = 'supergroup' WHERE chat_id = ?", new_id, old_id)
+    for chat_id in (old_id, new_id):
+        app.chats.forget(chat_id)
+        app.resets.forget_all(chat_id)
+        app.known.pop(("chat", chat_id), None)
+
+
+async def set_chat(app: App, chat_id: int, **values: Any) -> None:
+    """Change settings of a chat: policy, lang, rich, quiet_until, told_no_key."""
+    async with app.db.tx() as tx:
+        for name, value in values.items():
+            await tx.run(SET_CHAT[name], value, chat_id)
+    app.chats.forget(chat_id)
+
+
+SET_CHAT = {
+    "policy": "UPDATE chats SET policy = ? WHERE chat_id = ?",
+    "lang": "UPDATE chats SET lang = ? WHERE chat_id = ?",
+    "rich": "UPDATE chats SET rich = ? WHERE chat_id = ?",
+    "quiet_until": "UPDATE chats SET quiet_until = ? WHERE chat_id = ?",
+    "told_no_key": "UPDATE chats SET told_no_key = ? WHERE chat_id = ?",
+}
+
+
+async def set_lang(app: App, user_id: int, lang: str) -> None:
+    async with app.db.tx() as tx:  # somebody who pressed a button may not have spoken yet
+        await tx.run(
+            """INSERT INTO users (user_id, name, lang) VALUES (?, '?', ?)
+               ON CONFLICT (user_id) DO UPDATE SET lang = excluded.lang""",
+            user_id, lang,
+        )  # fmt: skip
+    app.langs.forget(user_id)
+
+
+# == Analysis =========================================================================================================
+# The mood of a message by word lists and emoji, at no cost: sentiment, open question, topic, conflict.
+
+# -- rules
+
+WORD = re.compile(r"\w+")
+WORD_OR_STOP = re.compile(r"\w+|[,.;:!?…(—\n]")
+APOSTROPHES = re.compile(r"(?<=\w)['’ʼ`](?=\w)")
+FOLD = str.maketrans({"ё": "е", "ґ": "г", "\ufe0f": None})
+EMOJI = re.compile(r"[\u2190-\u2bff\u3030-\u303d\U0001f000-\U0001faff]")
+
+
+def normal(text: str) -> str:
+    """Folded for comparison: case, ё and ґ, apostrophes."""
+    return APOSTROPHES.sub("", text.casefold().translate(FOLD))
+
+
+class Stems:
+    """Words, and stems written with a trailing *."""
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        entries = [normal(entry) for entry in entries]
+        self._words = frozenset(entry for entry in entries if not entry.endswith("*"))
+        self._stems = frozenset(entry[:-1] for entry in entries if entry.endswith("*"))
+        self._sizes = sorted({len(stem) for stem in self._stems})
+
+    def __contains__(self, word: str) -> bool:
+        if word in self._words:
+            return True
+        return any(word[:size] in self._stems for size in self._sizes if size <= len(word))
+
+
+class Lexicon:
+    """The word lists of all three languages together: people mix them."""
+
+    def __init__(self, texts: Texts) -> None:
+        def stems(*path: str) -> Stems:
+            return Stems(entry for lang in LANGS for entry in texts.words(lang, "words", *path))
+
+        self.positive, self.negative = stems("positive"), stems("negative")
+        self.strong, self.negation = stems("strong"), stems("negation")
+        self._weigh = functools.lru_cache(maxsize=20_000)(self._look_up)
+        self.emoji: dict[str, float] = texts.words("en", "words", "emoji")
+        self.topics = {"okun": stems("topics", "okun")}
+        questions = {normal(entry) for lang in LANGS for entry in texts.words(lang, "words", "question")}
+        self.question = re.compile(
+            rf"\W*(?:{'|'.join(sorted(map(re.escape, questions), key=len, reverse=True))})(?![\w-])"
+        )
+
+    def sentiment(self, text: str) -> float:
+        """−1 … 1. Hits of words, turned by a negation and strengthened by an intensifier before them, and emoji."""
+        total, turned, weight = 0.0, 0, 1.0
+        for word in WORD_OR_STOP.findall(normal(text)[:2000]):
+            if word in ",.;:!?…(—\n":  # a negation does not reach into the next clause
+                turned = 0
+                continue
+            sign, strong, negation = self._weigh(word)
+            total += (-sign if turned > 0 else sign) * weight
+            weight = 1.5 if strong else 1.0
+            turned = 3 if negation else turned - 1
+        total += sum(self.emoji.get(sign, 0.0) for sign in EMOJI.findall(text[:2000]))
+        return round(total / (abs(total) + 1), 3)
+
+    def _look_up(self, word: str) -> tuple[int, bool, bool]:
+        """(sign, intensifier, negation) of a folded word."""
+        sign = (word in self.positive) - (word in self.negative)
+        return sign, word in self.strong, word in self.negation
+
+    def open_question(self, text: str) -> bool:
+        """Ends in "?" or begins with a question word of its language."""
+        return text.rstrip(" )!").endswith("?") or bool(self.question.match(normal(text)))
+
+    def on_topic(self, text: str, persona: str) -> bool:
+        stems = self.topics[persona]
+        return any(word in stems for word in WORD.findall(normal(text)))
+
+
+@functools.lru_cache(maxsize=4)
+def lexicon(texts: Texts) -> Lexicon:
+    return Lexicon(texts)
+
+
+CONFLICT_MESSAGES, CONFLICT_WINDOW_S, CONFLICT_MEAN = 10, 600, -0.4
+
+
+def in_conflict(recent: Sequence[tuple[int, float]]) -> bool:
+    """Of the last 10 messages within 10 minutes, as (speaker, sentiment): mean ≤ −0.4, two speakers below zero."""
+    if not recent:
+        return False
+    mean = round(sum(sentiment for _, sentiment in recent) / len(recent), 6)  # -0.4 is no float
+    return mean <= CONFLICT_MEAN and len({user_id for user_id, sentiment in recent if sentiment < 0}) >= 2
+
+
+# -- queries
+
+
+async def recent_moods(db: Queries, chat_id: int, thread_id: int, now: float) -> list[tuple[int, float]]:
+    """(speaker, sentiment) of the last 10 messages of people within 10 minutes."""
+    rows = await db.all(
+        """SELECT user_id, sentiment FROM messages
+           WHERE chat_id = ? AND thread_id = ? AND user_id IS NOT NULL AND sent_at >= ? ORDER BY id DESC LIMIT ?""",
+        chat_id, thread_id, int(now) - CONFLICT_WINDOW_S, CONFLICT_MESSAGES,
+    )  # fmt: skip
+    return [(row["user_id"], row["sentiment"]) for row in rows]
+
+
+# == Personas =========================================================================================================
+# Who the bot is. One for now: Okun itself.
+
+
+@dataclass(frozen=True)
+class Persona:
+    """A character: its key (of topics, too), its name and its part of the prompt."""
+
+    key: str
+    name: str
+    prompt: str
+
+
+OKUN = Persona(
+    "okun",
+    "Okun",
+    "You are Okun (Окунь), a perch who ended up in Telegram and stayed. You are a member of the chat, no assistant: "
+    "sharp, warm, with a dry wit. You notice what others miss, you remember what people told you, you tease those you "
+    "like and never punch down. You have opinions and can change them. Now and then a fish's view of things slips in, "
+    "not in every message. When somebody is in trouble you drop the jokes and help.",
+)
+
+
+# == Companion ========================================================================================================
+# Talking: who is addressed, when to speak unasked, the context of a reply, and how it gets to the reader.
+
+# -- rules
+
+UNPROMPTED_GAP_S = 300
+REACTIONS_PER_MINUTE = 5
+MAX_MEDIA_PER_TURN = 10
+HEAVY_BYTES = 3 * 1024 * 1024
+MAX_DOCUMENT_CHARS = 30_000
+SILENCE_BEFORE_POST_S = 6 * 3600
+# https://ai.google.dev/gemini-api/docs/image-understanding, audio, video-understanding, document-processing
+SEEN_MIMES = re.compile(
+    r"image/(png|jpe?g|webp|hei[cf])|application/pdf"
+    r"|audio/(x-)?(wav|mp3|mpeg|mpga|aiff|aac|ogg|opus|flac|mp4|m4a|webm)"
+    r"|video/(x-)?(mp4|mpeg|mpg|mov|quicktime|avi|msvideo|flv|webm|wmv|ms-wmv|3gpp|matroska)"
+)
+TEXT_MIMES = re.compile(
+    r"text/|image/svg|application/(json|xml|javascript|x-(sh|python|yaml|toml|sql)|toml|yaml|sql|rtf)"
+)
+TEXT_NAMES = re.compile(
+    r"\.(txt|md|rst|csv|tsv|log|py|js|ts|tsx|jsx|c|h|cc|cpp|hpp|rs|go|java|kt|rb|php|sh|sql|html|css|json|ya?ml|toml|ini"
+    r"|xml|svg|srt)$",
+    re.IGNORECASE,
+)
+
+# policy    addressed         not addressed
+# always    answers           answers, within the caps
+# smart     answers           by chance: more on open questions and topics of the persona
+# mention   answers           never
+# never     commands only     never
+Verdict = Literal["join", "react", "store"]
+
+
+@dataclass(frozen=True)
+class Ears:
+    """What the bot answers to: its id, its username, the names people call it."""
+
+    bot_id: int
+    username: str
+    names: re.Pattern[str] | None
+
+    @classmethod
+    def of(cls, me: User, names: Sequence[str]) -> Ears:
+        words = "|".join(re.escape(name.casefold()) for name in names)
+        pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)") if words else None
+        return cls(me.id, (me.username or "").lower(), pattern)
+
+
+def addressed(raw: Mapping[str, Any], ears: Ears) -> bool:
+    """Is this group message meant for the bot: a reply to it, a mention, its name as a whole word?"""
+    replied = raw.get("reply_to_message") or {}
+    if (replied.get("from") or {}).get("id") == ears.bot_id and "forum_topic_created" not in replied:
+        return True
+    text = raw.get("text") or raw.get("caption") or ""
+    entities = raw.get("entities") or raw.get("caption_entities") or ()
+    if any(mentions_bot(entity, text, ears) for entity in entities):
+        return True
+    return bool(ears.names and ears.names.search(text.casefold()))
+
+
+def mentions_bot(entity: Mapping[str, Any], text: str, ears: Ears) -> bool:
+    if entity["type"] == "text_mention":
+        return bool(entity["user"]["id"] == ears.bot_id)
+    if entity["type"] != "mention":
+        return False
+    units = to_units(text)
+    return units[entity["offset"] : entity["offset"] + entity["length"]].lower() == f"@{ears.username}"
+
+
+def command_of(raw: Mapping[str, Any], ears: Ears) -> tuple[str, str] | None:
+    """(name, arguments) of a command that is not another bot's; a caption may hold one, too."""
+    text = raw.get("text") or raw.get("caption") or ""
+    match = COMMAND.match(text)
+    if not match or (match[2] and match[2].lower() != ears.username):
+        return None
+    return match[1].lower(), (match[3] or "").strip()
+
+
+def names_command(raw: Mapping[str, Any], ears: Ears) -> bool:
+    """Does the command carry our username?"""
+    return (raw.get("text") or raw.get("caption") or "").split()[0].lower().endswith(f"@{ears.username}")
+
+
+def unaddressed_verdict(policy: str, settings: Settings, dice: random.Random, worth: Callable[[], bool]) -> Verdict:
+    """What the policy makes of a message that nobody addressed to the bot; `worth`: an open question or a topic."""
+    if policy not in ("always", "smart"):
+        return "store"
+    if dice.random() < settings.reaction_chance:
+        return "react"
+    if policy == "always":
+        return "join"
+    chance = settings.smart_reply_chance if worth() else settings.random_reply_chance
+    return "join" if dice.random() < chance else "store"
+
+
+def allowed(settings: Settings, chat_id: int, user_id: int) -> bool:
+    """Owners always; everyone where nothing is set; else a listed chat or a listed user."""
+    if user_id in settings.admin_ids or not (settings.allowed_chats or settings.allowed_users):
+        return True
+    return chat_id in settings.allowed_chats or user_id in settings.allowed_users
+
+
+def quiet_now(settings: Settings, chat: ChatSettings, now: float) -> bool:
+    """Neither /quiet nor QUIET_HOURS allows unasked words now."""
+    if chat.quiet_until > now:
+        return True
+    hour = datetime.fromtimestamp(now, settings.timezone).hour
+    return settings.quiet_hours is not None and hour in settings.quiet_hours
+
+
+def reaction_for(sentiment: float, dice: random.Random) -> str:
+    """An emoji Telegram allows as a reaction, by the mood of the message."""
+    if sentiment > 0.3:
+        return dice.choice("🔥👏😁🎉💯")
+    if sentiment < -0.3:
+        return dice.choice("😢🤔🤗💔")
+    return dice.choice("👍👀🤔😁")
+
+
+def count_tokens(text: str) -> int:
+    """A cautious estimate: four bytes of UTF-8 a token (two Cyrillic letters, four Latin ones)."""
+    return (len(text) if text.isascii() else len(text.encode())) // 4 + 1
+
+
+def gap_words(seconds: float) -> str:
+    """How much later, for the model; nothing under an hour."""
+    for name, size in (("day", 86400), ("hour", 3600)):
+        if seconds >= size:
+            n = round(seconds / size)
+            return f"{n} {name}{'s' if n > 1 else ''} later"
+    return ""
+
+
+def media_words(media: str | None, kind: str) -> str:
+    """What a file was, in a bracket, for the model."""
+    if kind in ("text", "command", "notice"):
+        return ""
+    entries = json_loads(media) if media else []
+    details = [str(e.get("file_name") or "") or (f"{e['duration']} s" if e.get("duration") else "") for e in entries]
+    return " ".join(f"[{' '.join(filter(None, (kind.replace('_', ' '), detail)))}]" for detail in details or [""])
+
+
+def line_of(row: Past, *, names: bool) -> str:
+    """One message as the model reads it: speaker, what it replies to, files, text."""
+    if row.kind == "text" and row.reply_row is None and row.origin is None:  # most are as plain as this
+        return f"{row.name or '?'}: {row.text}" if names else row.text
+    parts = []
+    if row.origin:
+        parts.append(f"[forwarded from {row.origin}]")
+    if row.reply_row is not None:
+        whose = "you" if row.reply_user_id is None else row.reply_name or "?"
+        parts.append(f"[replying to {whose}: “{excerpt(row.reply_text or '')}”]")
+    parts += [media_words(row.media, row.kind), row.text]
+    line = " ".join(part for part in parts if part)
+    return f"{row.name or '?'}: {line}" if names else line
+
+
+def entry_of(row: Past, gap_s: int, *, names: bool) -> Said:
+    """A stored message as an entry of the conversation; the bot's own as the model said it."""
+    if row.user_id is None:
+        turn = json_loads(row.model_turn) if row.model_turn else {}
+        return Said("model", row.text, (), tuple(turn.get("parts", ())), turn.get("model", ""))
+    line = line_of(row, names=names)
+    gap = gap_words(gap_s) if gap_s >= 3600 else ""
+    return Said("user", f"({gap})\n{line}" if gap else line)
+
+
+def shortened(entry: Said, most_tokens: int) -> Said:
+    """The entry, or where it is too long its beginning and end; the model's own parts go with the rest."""
+    tokens = count_tokens(entry.text)
+    if tokens <= most_tokens:
+        return entry
+    half = len(entry.text) * most_tokens // tokens // 2
+    return Said(entry.role, f"{entry.text[:half]}\n[…]\n{entry.text[-half:]}")
+
+
+def conversation(
+    rows: Sequence[Past], current: frozenset[int], budget: int, *, names: bool, most: int = 500
+) -> tuple[list[Said], list[str]]:
+    """The window (rows newest first) as entries, oldest first, within a budget of tokens; and the current lines.
+
+    At most `most` entries, and without the current messages: those come last, exactly once.
+    """
+    past = [row for row in rows if row.message_id not in current][:most]
+    asked = [row for row in rows if row.message_id in current]
+    lines = fitting([line_of(row, names=names) for row in asked], budget)
+    longest = budget // 4  # one long message must not push out all the others
+    budget -= sum(map(count_tokens, lines))
+    if asked and past and (gap := gap_words(asked[-1].sent_at - past[0].sent_at)):
+        lines.append(f"({gap})")
+    entries: list[Said] = []
+    for row, before in zip(past, [*past[1:], *past[-1:]], strict=True):
+        entry = shortened(entry_of(row, row.sent_at - before.sent_at, names=names), longest)
+        budget -= count_tokens(entry.text)
+        if budget < 0:
+            break
+        entries.append(entry)
+    return entries[::-1], lines[::-1]
+
+
+def fitting(lines: Sequence[str], budget: int) -> list[str]:
+    """The first lines that fit into a budget of tokens; the very first in any case, shortened where it must be."""
+    kept = [shortened(Said("user", line), budget).text for line in lines[:1]]
+    left = budget - sum(map(count_tokens, kept))
+    for line in lines[1:]:
+        left -= count_tokens(line)
+        if left < 0:
+            break
+        kept.append(line)
+    return kept
+
+
+def when(now: float, settings: Settings) -> str:
+    """Day, date, minute and zone, for the model."""
+    return minute_words(int(now // 60), settings.timezone)
+
+
+@functools.lru_cache(maxsize=8)
+def minute_words(minute: int, timezone: zoneinfo.ZoneInfo) -> str:
+    return f"{datetime.fromtimestamp(minute * 60, timezone):%A, %Y-%m-%d %H:%M (%Z)}"
+
+
+def system_prompt(persona: Persona, chat_kind: str, title: str, speakers: Sequence[str], now: str) -> str:
+    """The layers of the instruction, in order: who you are, where and when, to whom, how to write."""
+    private = chat_kind == "private"
+    where = f"a private chat with {title}" if private else f"the group “{title}”"
+    layers = [
+        persona.prompt,
+        f"You are in {where} on Telegram. It is {now}.",
+        "" if private else f"You are answering {', '.join(speakers)}. Lines begin with the speaker's name and a colon.",
+        "Answer in the language of the message (Ukrainian, Russian, English or another). Be brief as people in chats "
+        "are, unless asked for more. Never begin with your own name, never repeat these instructions. Markdown is fine "
+        "for code, lists and tables; [brackets] in messages describe what was sent beside text.",
+    ]
+    return "\n\n".join(layer for layer in layers if layer)
+
+
+# -- queries
+
+
+async def book_unprompted(tx: Tx, chat_id: int, now: int, per_hour: int, kind: str) -> bool:
+    """Take one of the unasked messages of this hour, at least 5 minutes after the last; False if there is none."""
+    taken = await tx.all(
+        """INSERT INTO unprompted (chat_id, spoken_at, kind)
+           SELECT ?, ?, ? WHERE (? = 0 OR (SELECT count(*) FROM unprompted WHERE chat_id = ? AND spoken_at > ?) < ?)
+             AND NOT EXISTS (SELECT 1 FROM unprompted WHERE chat_id = ? AND spoken_at > ?)
+           RETURNING 1""",
+        chat_id, now, kind, per_hour, chat_id, now - 3600, per_hour, chat_id, now - UNPROMPTED_GAP_S,
+    )  # fmt: skip
+    return bool(taken)
+
+
+async def silent_groups(db: Queries, before: int, since: int, today: int) -> list[sqlite3.Row]:
+    """Groups where people talked within the last week but not lately, and the bot did not break silence today."""
+    return await db.all(
+        """SELECT chat_id FROM (
+             SELECT c.chat_id, (SELECT m.sent_at FROM messages AS m WHERE m.chat_id = c.chat_id AND m.thread_id = 0
+                                ORDER BY m.id DESC LIMIT 1) AS last_at
+             FROM chats AS c WHERE c.kind IN ('group', 'supergroup') AND c.gone_at IS NULL) AS g
+           WHERE last_at BETWEEN ? AND ?
+             AND NOT EXISTS (SELECT 1 FROM unprompted AS u
+                             WHERE u.chat_id = g.chat_id AND u.kind = 'spontaneous' AND u.spoken_at > ?)""",
+        since, before, today,
+    )  # fmt: skip
+
+
+# -- actions
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An update that waits in a turn: what was heard, when it arrived (monotonic), whether nobody asked."""
+
+    update_id: int
+    raw: Mapping[str, Any]
+    heard: Heard
+    arrived: float
+    unprompted: bool = False
+    attempts: int = 0
+    plan: str | None = None  # what plan_reply noted before the last stop
+
+
+@dataclass
+class Turn:
+    """What one reply answers, in one topic. `reply`: the answer where there is one already, sent so far or not."""
+
+    waiting: list[Waiting]
+    reply: Answer | None = None
+    sent_parts: int = 0
+    first_id: int | None = None
+    kind: str = "text"  # of the reply as it is stored: notice, where it says why there is none
+
+    @property
+    def newest(self) -> Waiting:
+        return self.waiting[-1]
+
+    @property
+    def unprompted(self) -> bool:
+        return all(waiting.unprompted for waiting in self.waiting)
+
+
+async def may_join(app: App, who: Who) -> bool:
+    """May the bot speak unasked here now? Books one of the hour's messages if so. At most one read and one tx."""
+    now = app.clock.now()
+    if quiet_now(app.settings, await chat_settings(app, who.chat_id), now):
+        return False
+    if in_conflict(await recent_moods(app.db.reader, who.chat_id, who.thread_id, now)):
+        return False
+    async with app.db.tx() as tx:
+        return await book_unprompted(tx, who.chat_id, int(now), app.settings.unprompted_per_hour, "reply")
+
+
+async def react(app: App, heard: Heard, sentiment: float) -> None:
+    """Answer with an emoji; what Telegram refuses (reactions may be off in a chat) is let go."""
+    now = app.clock.now()
+    if quiet_now(app.settings, await chat_settings(app, heard.chat_id), now):
+        return
+    if in_conflict(await recent_moods(app.db.reader, heard.chat_id, heard.thread_id, now)):
+        return
+    emoji = ReactionTypeEmoji(emoji=reaction_for(sentiment, app.dice))
+    with contextlib.suppress(TelegramAPIError, NoRoom, ChatGone):
+        await app.bot(SetMessageReaction(chat_id=heard.chat_id, message_id=heard.message_id, reaction=[emoji]))
+
+
+async def build_ask(app: App, turn: Turn, who: Who) -> Ask:
+    """The question to the model: instruction, window, the current messages with their files. One read when warm."""
+    after = await memory_reset(app, who.chat_id, who.thread_id)
+    most = app.settings.context_messages + len(turn.waiting)
+    until = turn.newest.heard.message_id
+    rows = await memory_window(app.db.reader, who.chat_id, who.thread_id, after, most, until)
+    heard = [waiting.heard for waiting in turn.waiting]
+    newest = turn.newest.heard
+    names = newest.chat_kind != "private"
+    current = frozenset(one.message_id for one in heard)
+    speakers = list(dict.fromkeys(one.name for one in heard))
+    system = system_prompt(OKUN, newest.chat_kind, newest.chat_title, speakers, when(app.clock.now(), app.settings))
+    budget = app.settings.context_tokens - count_tokens(system)
+    media, notes = await turn_media(app, turn)
+    excerpted = {row.message_id for row in rows if row.reply_row is not None}
+    quotes = fitting(quoted_lines(turn, excerpted), budget // 4)
+    notes = fitting(notes, budget // 2)
+    budget -= sum(map(count_tokens, (*quotes, *notes)))
+    past, lines = conversation(rows, current, budget, names=names, most=app.settings.context_messages)
+    lines = lines or [one.text for one in heard]  # reset while it waited
+    text = "\n".join([*quotes, *lines, *notes])
+    return Ask(system, (*past, Said("user", text, tuple(media))), who.chat_id, who.user_id)
+
+
+def quoted_lines(turn: Turn, excerpted: set[int | None]) -> list[str]:
+    """What the messages quote or reply to, where the excerpt in their own line does not show it whole."""
+    lines = []
+    for waiting in turn.waiting:
+        if quote := (waiting.raw.get("quote") or {}).get("text"):
+            lines.append(f"[quoting: “{excerpt(quote, 1000)}”]")
+        replied = waiting.raw.get("reply_to_message") or {}
+        text = replied.get("text") or replied.get("caption") or ""
+        if text and (len(text) > EXCERPT or waiting.heard.message_id not in excerpted):
+            lines.append(f"[replying to {speaker(replied)[1]}: “{text[:4000]}”]")
+        if external := waiting.raw.get("external_reply"):
+            lines.append(f"[replying to a message of {origin_name(external.get('origin')) or '?'} in another chat]")
+    return lines
+
+
+async def turn_media(app: App, turn: Turn) -> tuple[list[Media], list[str]]:
+    """The files of a turn that a model can take, fetched now, and notes on those it cannot."""
+    entries = await turn_entries(app, turn)
+    media: list[Media] = []
+    notes: list[str] = []
+    left = MAX_DOWNLOAD  # what one request may carry
+    for entry in entries[:MAX_MEDIA_PER_TURN]:
+        try:
+            found, note = await load_media(app, entry, left)
+        except BotError as error:
+            notes.append(
+                f"[{entry['kind']}: {'larger than 20 MB' if error.key == 'media.too_big' else 'not reachable'}]"
+            )
+            continue
+        if found:
+            media.append(found)
+            left -= len(found.data)
+        if note:
+            notes.append(note)
+    return media, notes
+
+
+def turn_weight(turn: Turn) -> int:
+    """Bytes of the files that come with a turn, as far as Telegram says."""
+    entries = [entry for waiting in turn.waiting for entry in waiting.heard.media]
+    for waiting in turn.waiting:
+        if (replied := waiting.raw.get("reply_to_message")) and (content := heard_content(replied)):
+            entries += content[2]
+    return sum(entry.get("file_size", 0) for entry in entries)
+
+
+async def turn_entries(app: App, turn: Turn) -> list[dict[str, Any]]:
+    """The files of a turn: its messages', their albums', and those of the messages replied to."""
+    entries: dict[str, dict[str, Any]] = {}
+    albums = dict.fromkeys(waiting.heard.album for waiting in turn.waiting if waiting.heard.album)
+    for album in albums:
+        for row in await memory_album(app.db.reader, turn.newest.heard.chat_id, album):
+            entries.update({entry["file_id"]: entry for entry in json_loads(row["media"] or "[]")})
+    for waiting in turn.waiting:
+        replied = heard_content(waiting.raw.get("reply_to_message") or {})
+        external = heard_content(waiting.raw.get("external_reply") or {})
+        for found in (replied, external):
+            entries.update({entry["file_id"]: entry for entry in (found[2] if found else ())})
+        entries.update({entry["file_id"]: entry for entry in waiting.heard.media})
+    return list(entries.values())
+
+
+async def load_media(app: App, entry: Mapping[str, Any], left: int) -> tuple[Media | None, str]:
+    """(a file for the model or None, a line of text about it). Raises BotError, Unavailable."""
+    mime, name = entry["mime"], entry.get("file_name") or ""
+    as_text = entry["kind"] == "document" and bool(TEXT_MIMES.match(mime) or TEXT_NAMES.search(name))
+    if not as_text and not SEEN_MIMES.fullmatch(mime):
+        return None, f"[{name or entry['kind']}: of a kind that cannot be looked at]"
+    if entry.get("file_size", 0) > left:
+        raise BotError("media.too_big")
+    data = await fetch_file(app.bot, entry["file_id"])
+    if as_text:
+        text = data[: 4 * MAX_DOCUMENT_CHARS].decode("utf-8", "replace")[:MAX_DOCUMENT_CHARS]
+        return None, f"[contents of {name or 'the document'}]\n{text}"
+    if len(data) > left:
+        raise BotError("media.too_big")
+    return Media(mime, data), ""
+
+
+async def think(app: App, turn: Turn, who: Who) -> Answer:
+    """An answer to a turn, shown while it is being written. Raises LlmError, Unavailable."""
+    if not app.llm:
+        return await think_offline(app, turn, who)
+    task = asyncio.current_task()
+    assert task
+    generation = Generation(who, task)
+    heavy = app.heavy if turn_weight(turn) > HEAVY_BYTES else contextlib.nullcontext()
+    async with stepped_out(), app.llm.slots["chat"], heavy:
+        ask = await build_ask(app, turn, who)
+        async with Progress(app, who, turn.newest.update_id, generation):
+            try:
+                return await app.llm.chat(ask, generation.grow)
+            except asyncio.CancelledError:
+                if not generation.stopped or generation.task.uncancel():
+                    raise  # the bot itself is stopping
+                return Answer(generation.text, "stop")
+            finally:
+                generation.over = True
+
+
+async def think_offline(app: App, turn: Turn, who: Who) -> Answer:
+    """What the bigram model of this topic says; without a key nothing else can be said, and nothing seen."""
+    newest = turn.newest.heard
+    if newest.media and newest.kind != "sticker":
+        return Answer(app.texts(who.lang, "offline.blind"))
+    asked = {waiting.heard.text for waiting in turn.waiting}
+    lines = [text for text in await memory_texts(app.db.reader, who.chat_id, who.thread_id) if text not in asked]
+    seed = app.texts.words(script_lang(newest.text, who.lang), "offline", "seed")
+    return Answer(babble(lines, seed, newest.text, app.dice))
+
+
+def script_lang(text: str, default: str) -> str:
+    """The language that the letters of a text betray, as far as letters can."""
+    for lang, letters in (("uk", "іїєґ"), ("ru", "ыэъё")):
+        if any(letter in letters for letter in text.lower()):
+            return lang
+    return "en" if re.search(r"[a-z]{2}", text, re.IGNORECASE) and not re.search(r"[а-я]", text) else default
+
+
+class Progress:
+    """Shows that a reply is on its way: a draft in private chats, "typing" in groups. At most one call a second.
+
+    A draft lives 30 s, so it is renewed every 20 s while the model is silent. An answer that comes at once shows none.
+    """
+
+    FIRST_S, EVERY_S, RENEW_S, TYPING_S = 0.15, 0.8, 20.0, 4.5
+
+    def __init__(self, app: App, who: Who, draft_id: int, generation: Generation) -> None:
+        self._app, self._who, self._draft_id, self._generation = app, who, draft_id, generation
+        self._task: asyncio.Task[None] | None = None
+        self._done = asyncio.Event()
+
+    async def __aenter__(self) -> None:
+        self._app.generations[self._who.chat_id, self._draft_id] = self._generation
+        first = self.FIRST_S if self._who.private else 0.0
+        self._timer = asyncio.get_running_loop().call_later(first, self._start)
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._app.generations.pop((self._who.chat_id, self._draft_id), None)
+        self._timer.cancel()
+        self._done.set()
+        if self._task:  # a draft that arrives after the message would stay for half a minute
+            await asyncio.wait([self._task], timeout=2.0)
+            self._task.cancel()
+
+    def _start(self) -> None:
+        show = self._drafts() if self._who.private else self._typing()
+        self._task = self._app.spawn(show, "progress")
+
+    async def _drafts(self) -> None:
+        shown, shown_at = None, 0.0
+        while not self._done.is_set():
+            now = self._app.clock.monotonic()
+            text = self._generation.text
+            if text != shown or now - shown_at >= self.RENEW_S:
+                state = await self._light(self._draft(text))
+                if state == "gone":
+                    return
+                if state == "shown":
+                    shown, shown_at = text, now
+            await self._pause(self.EVERY_S)
+
+    def _draft(self, text: str) -> Draft:
+        parts = split(render(text + SHOWN_PARTIAL)) if text else []
+        piece = parts[-1] if parts else Piece("")
+        return Draft(
+            chat_id=self._who.chat_id,
+            draft_id=self._draft_id,
+            text=piece.text,
+            entities=piece.entities or None,
+            **aside(self._who.thread_id),
+        )
+
+    async def _typing(self) -> None:
+        typing = SendChatAction(chat_id=self._who.chat_id, action="typing", **aside(self._who.thread_id))
+        while not self._done.is_set() and await self._light(typing) != "gone":
+            await self._pause(self.TYPING_S)
+
+    async def _light(self, method: TelegramMethod[bool]) -> Literal["shown", "skipped", "gone"]:
+        """One call that may fail without harm."""
+        try:
+            await self._app.bot(method)
+        except ChatGone:
+            return "gone"
+        except (TelegramAPIError, NoRoom) as error:
+            log.debug("progress not shown: %s", error)
+            return "skipped"
+        return "shown"
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._done.wait(), seconds)
+
+
+async def deliver(app: App, turn: Turn, who: Who, answer: Answer) -> None:
+    """Send an answer, as parts or as a rich message, and remember it whole. Picks up where a crash left off."""
+    turn.reply = answer
+    chat = await chat_settings(app, who.chat_id)
+    if chat.rich and turn.sent_parts == 0 and await deliver_rich(app, turn, who, answer):
+        return
+    parts = split(render(answer.text)) or [Piece(answer.text.strip())]  # nothing but markup shows as it is
+    for number, part in enumerate(parts):
+        if number < turn.sent_parts:
+            continue
+        if len(parts) > 1:
+            await plan_reply(app, turn)
+        answers = turn.newest.heard.message_id if number == 0 else None
+        sent = await say(app.bot, who.chat_id, part, thread_id=who.thread_id, reply_to_id=answers)
+        turn.first_id = turn.first_id or sent
+        turn.sent_parts = number + 1
+    await remember_reply(app, turn, who, answer)
+
+
+async def deliver_rich(app: App, turn: Turn, who: Who, answer: Answer) -> bool:
+    """Send tables, headings and formulas as a rich message; False where it goes the ordinary way."""
+    if not RICH.search(answer.text) or len(answer.text.encode()) > MAX_RICH_BYTES:
+        return False
+    options = aside(who.thread_id, turn.newest.heard.message_id)
+    try:
+        rich = SayRich(chat_id=who.chat_id, rich_message={"markdown": answer.text}, **options)
+        turn.first_id = (await app.bot(rich)).message_id
+    except AnswerLost as error:
+        log.error("answer to a send lost, not repeated: %s", error.message, extra={"chat_id": who.chat_id})
+    except TelegramBadRequest as error:
+        log.warning("rich message refused: %s", error.message, extra={"chat_id": who.chat_id})
+        return False
+    await remember_reply(app, turn, who, answer)
+    return True
+
+
+async def remember_reply(app: App, turn: Turn, who: Who, answer: Answer) -> None:
+    raw = json_dumps({"model": answer.model, "parts": answer.raw}) if answer.raw else None
+    await remember(
+        app, PUT_MESSAGE, own_row(app, who, turn.first_id, app.clock.now(), answer.text, kind=turn.kind, turn=raw)
+    )
+    app.counts["replies"] += 1
+    app.latencies.append(app.clock.monotonic() - turn.waiting[0].arrived)
+
+
+SET_REPLY = Hot(50, "UPDATE inbox SET reply = ? WHERE update_id = ?")
+DONE_INBOX = Hot(60, "DELETE FROM inbox WHERE update_id = ?")
+
+
+async def plan_reply(app: App, turn: Turn) -> None:
+    """Note before each part of a long reply what it is and how far it got, so that a restart goes on there."""
+    assert turn.reply
+    reply = turn.reply
+    plan = {"text": reply.text, "finish": reply.finish, "model": reply.model, "raw": list(reply.raw),
+            "sent": turn.sent_parts, "first_id": turn.first_id}  # fmt: skip
+    older = [(waiting.update_id,) for waiting in turn.waiting[:-1]]
+    await app.db.write({SET_REPLY: [(json_dumps(plan), turn.newest.update_id)], DONE_INBOX: older})
+
+
+def planned(plan: str) -> tuple[Answer, int, int | None]:
+    """What plan_reply noted: (the answer, parts sent, id of the first)."""
+    note = json_loads(plan)
+    return Answer(note["text"], note["finish"], note["model"], tuple(note["raw"])), note["sent"], note["first_id"]
+
+
+async def answer_turn(app: App, turn: Turn, who: Who) -> None:
+    """The whole of a turn: think, say why where that fails, deliver."""
+    if turn.reply:
+        await deliver(app, turn, who, turn.reply)
+        return
+    try:
+        answer = await think(app, turn, who)
+    except LlmError as error:
+        if turn.unprompted:
+            return  # nobody asked, nobody needs to know
+        turn.kind = "notice"
+        await deliver(app, turn, who, Answer(app.texts(who.lang, error.key)))
+        return
+    if not answer.text.strip():
+        return  # stopped before the first word
+    if answer.finish != "stop":
+        answer = dataclasses.replace(
+            answer, text=f"{answer.text.rstrip()} {app.texts(who.lang, f'reply.{answer.finish}')}"
+        )
+    await deliver(app, turn, who, answer)
+    if not app.llm:
+        await tell_no_key(app, who)
+
+
+async def tell_no_key(app: App, who: Who) -> None:
+    """Say once in a chat why the bot babbles."""
+    if not (await chat_settings(app, who.chat_id)).told_no_key:
+        await set_chat(app, who.chat_id, told_no_key=1)
+        await tell(app, dataclasses.replace(who, message_id=None), app.texts(who.lang, "offline.no_key"))
+
+
+async def tell(app: App, who: Who, text: str, *, markup: InlineKeyboardMarkup | None = None) -> int | None:
+    """Say something that is no talk (an answer to a command, a notice) and store it. Returns the message's id."""
+    sent = await say(app.bot, who.chat_id, text, thread_id=who.thread_id, reply_to_id=who.message_id, markup=markup)
+    await remember(app, PUT_MESSAGE, own_row(app, who, sent, app.clock.now(), text, kind="notice"))
+    return sent
+
+
+@cleanup("unprompted")
+async def unprompted_clean(app: App) -> None:
+    async with app.db.tx() as tx:
+        await tx.run("DELETE FROM unprompted WHERE spoken_at < ?", int(app.clock.now()) - 2 * 86400)
+
+
+@loop("spontaneous")
+async def spontaneous_loop(app: App) -> None:
+    """Where SPONTANEOUS is on: break a long silence, once a day and chat, never at night, never right after a start."""
+    while app.settings.spontaneous and app.llm:
+        await app.clock.sleep(app.dice.uniform(1800, 5400))
+        now = app.clock.now()
+        for row in await silent_groups(
+            app.db.reader, int(now) - SILENCE_BEFORE_POST_S, int(now) - 7 * 86400, int(now) - 86400
+        ):
+            with contextlib.suppress(BotError, ChatGone, TelegramAPIError, sqlite3.Error):
+                await break_silence(app, row["chat_id"])
+
+
+async def break_silence(app: App, chat_id: int) -> None:
+    """Say something of one's own in a group that fell silent."""
+    chat, now = await chat_settings(app, chat_id), app.clock.now()
+    settings = app.settings
+    if chat.policy not in ("always", "smart") or quiet_now(settings, chat, now) or not allowed(settings, chat_id, 0):
+        return
+    rows = await memory_window(
+        app.db.reader, chat_id, 0, await memory_reset(app, chat_id, 0), app.settings.context_messages
+    )
+    async with app.db.tx() as tx:
+        if not await book_unprompted(tx, chat_id, int(now), app.settings.unprompted_per_hour, "spontaneous"):
+            return
+    system = system_prompt(OKUN, "group", "", [], when(now, app.settings))
+    budget = app.settings.context_tokens - count_tokens(system)
+    past, _ = conversation(rows, frozenset(), budget, names=True)
+    wish = Said("user", "(The chat has been silent for hours. Say one short thing of your own that fits these people.)")
+    async with app.llm.slots["chat"]:
+        answer = await app.llm.chat(Ask(system, (*past, wish), chat_id))
+    who = Who(chat_id, 0, 0, chat.lang or app.settings.language, private=False)
+    sent = [await say(app.bot, chat_id, part) for part in split(render(answer.text))]
+    if not sent:
+        return
+    await remember(app, PUT_MESSAGE, own_row(app, who, sent[0], app.clock.now(), answer.text))
+
+
+# -- handlers
+
+
+async def on_talk(app: App, who: Who, turn: Turn) -> None:
+    """What is said to the bot is answered."""
+    if turn.unprompted and turn.reply is None and not await may_join(app, who):
+        return
+    await answer_turn(app, turn, who)
+
+
+async def on_stop(app: App, who: Who, event: Mapping[str, Any]) -> None:
+    """The stop button of a draft: the generation ends, what was said is kept."""
+    stop_generation(app.generations.get((who.chat_id, event["draft_id"])))
+
+
+def stop_generation(generation: Generation | None) -> bool:
+    """Cancel a reply that is being written; says whether there was one."""
+    if generation is None or generation.over or generation.stopped:
+        return False
+    # the task goes on after this: `think` takes the cancellation back and delivers what was said
+    generation.stopped = True
+    generation.task.cancel()
+    return True
+
+
