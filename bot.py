@@ -3939,3 +3939,562 @@ def stop_generation(generation: Generation | None) -> bool:
     return True
 
 
+# == Menu =============================================================================================================
+# Commands that manage the bot itself, the settings of a chat by buttons, and the greeting of a new group.
+
+# -- rules
+
+QUIET_UNITS = {
+    60: "m min mins minute minutes хв хвилин хвилину хвилини м мин минут минуту минуты",
+    3600: "h hr hrs hour hours г год година годину години годин ч час часа часов",
+    86400: "d day days д день дні днів дн дня дней",
+}
+QUIET_SECONDS = {word: size for size, words in QUIET_UNITS.items() for word in words.split()}
+QUIET_MOST_S = 30 * 86400
+
+
+class SettingsPress(CallbackData, prefix="s1"):
+    """A button of /settings: for whom it was made (a chat id below 0: any administrator), what it sets."""
+
+    owner: int
+    name: str
+    value: str
+
+
+class LangPress(CallbackData, prefix="l1"):
+    """A button of /lang."""
+
+    owner: int
+    lang: str
+
+
+class GoPress(CallbackData, prefix="m1"):
+    """A button that stands for a command."""
+
+    owner: int
+    name: str
+
+
+def parse_span(text: str) -> int | None:
+    """Seconds of "2h", "30 хв", "1д"; a bare number is hours. None where it is no duration. At most 30 days."""
+    match = re.fullmatch(r"(\d{1,4})\s*(\w*)\.?", text.strip().lower())
+    size = QUIET_SECONDS.get(match[2] or "h") if match else None
+    if match is None or size is None or not int(match[1]):
+        return None
+    return min(int(match[1]) * size, QUIET_MOST_S)
+
+
+def keyboard(rows: Iterable[Iterable[tuple[str, CallbackData]]]) -> InlineKeyboardMarkup:
+    return InlineKeyboardMarkup(
+        inline_keyboard=[
+            [InlineKeyboardButton(text=text, callback_data=data.pack()) for text, data in row] for row in rows
+        ]
+    )
+
+
+def owner_of(who: Who) -> int:
+    """For whom buttons are made: an anonymous administrator's serve any administrator."""
+    return who.chat_id if who.anonymous_admin else who.user_id
+
+
+def settings_panel(app: App, who: Who, chat: ChatSettings, owner: int) -> tuple[str, InlineKeyboardMarkup]:
+    """The text and the buttons of /settings, made for `owner`; what is on is marked."""
+    t = functools.partial(app.texts, who.lang)
+
+    def row(name: str, current: str, values: Sequence[str]) -> list[tuple[str, CallbackData]]:
+        return [
+            (
+                ("✓ " if value == current else "") + t(f"settings.{name}.{value}"),
+                SettingsPress(owner=owner, name=name, value=value),
+            )
+            for value in values
+        ]
+
+    rich = row("rich", "on" if chat.rich else "off", ("on", "off"))
+    lang = row("lang", chat.lang or "", LANGS)
+    close = [(t("settings.close"), SettingsPress(owner=owner, name="close", value=""))]
+    if who.private:
+        return t("settings.private"), keyboard([rich, close])
+    policy = row("policy", chat.policy, ("always", "smart", "mention", "never"))
+    quiet = t("settings.quiet_on") if quiet_now(app.settings, chat, app.clock.now()) else t("settings.quiet_off")
+    text = t("settings.group", policy=t(f"settings.policy_is.{chat.policy}"), quiet=quiet)
+    return text, keyboard([policy[:2], policy[2:], lang, rich, close])
+
+
+def help_text(app: App, who: Who) -> str:
+    place = "private" if who.private else "group"
+    names = [c.name for c in COMMANDS.values() if place in c.places and (not c.owner or app.owner(who.user_id))]
+    lines = [f"/{name} — {app.texts(who.lang, f'command.{name}')}" for name in names]
+    return app.texts(who.lang, f"help.{place}", commands="\n".join(lines), names=", ".join(app.settings.bot_names))
+
+
+# -- actions
+
+
+async def is_admin(app: App, who: Who) -> bool:
+    """May this person change the chat: an owner, an administrator, anyone in private. Asks Telegram once a minute."""
+    if who.private or who.anonymous_admin or app.owner(who.user_id):
+        return True
+
+    async def ask() -> bool:
+        member = await app.bot(GetChatMember(chat_id=who.chat_id, user_id=who.user_id))
+        return member.status in ("administrator", "creator")
+
+    try:
+        return await app.admins.get((who.chat_id, who.user_id), ask)
+    except TelegramBadRequest:
+        return False  # not a member, or a channel that speaks here
+
+
+async def require_admin(app: App, who: Who) -> None:
+    if not await is_admin(app, who):
+        raise BotError("error.admins_only")
+
+
+async def choose_lang(app: App, who: Who, lang: str) -> None:
+    """For a person; an anonymous administrator is the chat itself."""
+    if who.anonymous_admin:
+        await set_chat(app, who.chat_id, lang=lang)
+    else:
+        await set_lang(app, who.user_id, lang)
+
+
+async def register_commands(app: App) -> None:
+    """Tell Telegram the commands, per language and place; only when they changed since the last start."""
+    lists = [
+        (place, lang, [BotCommand(command=c.name, description=app.texts(lang, f"command.{c.name}"))
+                       for c in COMMANDS.values() if place in c.places and not c.owner])
+        for place in ("private", "group") for lang in LANGS
+    ]  # fmt: skip
+    seal = hashlib.sha256(repr((lists, app.settings.language, app.bot.id)).encode()).hexdigest()
+    row = await app.db.reader.one("SELECT value FROM meta WHERE name = 'commands'")
+    if row and row["value"] == seal:
+        return
+    scopes: dict[str, Any] = {"private": BotCommandScopeAllPrivateChats(), "group": BotCommandScopeAllGroupChats()}
+    for place, lang, commands in lists:
+        await app.bot(SetMyCommands(commands=commands, scope=scopes[place], language_code=lang))
+        if lang == app.settings.language:  # for every other language
+            await app.bot(SetMyCommands(commands=commands, scope=scopes[place]))
+    await app.db.write({PUT_META: [("commands", seal)]})
+
+
+async def register_owner_commands(app: App) -> None:
+    """The owner's own commands, in the owner's chat; one who has not started the bot has none yet."""
+    own = [c for c in COMMANDS.values() if "private" in c.places]
+    if not any(c.owner for c in own):
+        return
+    for user_id in app.settings.admin_ids:
+        lang = await lang_of(app, user_id)
+        commands = [BotCommand(command=c.name, description=app.texts(lang, f"command.{c.name}")) for c in own]
+        with contextlib.suppress(ChatGone, TelegramBadRequest):
+            await app.bot(SetMyCommands(commands=commands, scope=BotCommandScopeChat(chat_id=user_id)))
+
+
+PUT_META = Hot(
+    5, "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+
+
+# -- handlers
+
+
+@command("start", ("private", "group"))
+async def on_start(app: App, who: Who, args: str) -> None:
+    rows = [
+        [(app.texts(who.lang, f"start.button.{name}"), GoPress(owner=owner_of(who), name=name)) for name in row]
+        for row in (("help", "settings"), ("lang",))
+    ]
+    names = ", ".join(app.settings.bot_names)
+    await tell(
+        app,
+        who,
+        app.texts(who.lang, "start.private" if who.private else "start.group", names=names),
+        markup=keyboard(rows),
+    )
+
+
+@command("help")
+async def on_help(app: App, who: Who, args: str) -> None:
+    await tell(app, who, help_text(app, who))
+
+
+@command("settings")
+async def on_settings(app: App, who: Who, args: str) -> None:
+    await require_admin(app, who)
+    text, markup = settings_panel(app, who, await chat_settings(app, who.chat_id), owner_of(who))
+    await tell(app, who, text, markup=markup)
+
+
+@button(SettingsPress)
+async def on_settings_press(app: App, who: Who, press: Press, data: SettingsPress) -> str | None:
+    await require_admin(app, who)
+    if data.name == "close":
+        await edit(app.bot, who.chat_id, press.message_id, app.texts(who.lang, "settings.closed"))
+        return None
+    if data.value not in SETTINGS_VALUES.get(data.name, {}):
+        raise BotError("button.old")
+    await set_chat(app, who.chat_id, **{data.name: SETTINGS_VALUES[data.name][data.value]})
+    text, markup = settings_panel(app, who, await chat_settings(app, who.chat_id), data.owner)
+    await edit(app.bot, who.chat_id, press.message_id, text, markup)
+    return app.texts(who.lang, "settings.saved")
+
+
+SETTINGS_VALUES: dict[str, dict[str, Any]] = {
+    "policy": {policy: policy for policy in ("always", "smart", "mention", "never")},
+    "lang": {lang: lang for lang in LANGS},
+    "rich": {"on": 1, "off": 0},
+}
+
+
+@command("lang")
+async def on_lang(app: App, who: Who, args: str) -> None:
+    if args.lower() in LANGS:
+        await choose_lang(app, who, args.lower())
+        await tell(app, who, app.texts(args.lower(), "lang.set"))
+        return
+    row = [(app.texts(lang, "lang.name"), LangPress(owner=owner_of(who), lang=lang)) for lang in LANGS]
+    await tell(app, who, app.texts(who.lang, "lang.ask"), markup=keyboard([row]))
+
+
+@button(LangPress)
+async def on_lang_press(app: App, who: Who, press: Press, data: LangPress) -> str | None:
+    if data.lang not in LANGS:
+        raise BotError("button.old")
+    await choose_lang(app, who, data.lang)
+    await edit(app.bot, who.chat_id, press.message_id, app.texts(data.lang, "lang.set"))
+    return None
+
+
+@button(GoPress)
+async def on_go_press(app: App, who: Who, press: Press, data: GoPress) -> str | None:
+    if data.name not in COMMANDS or COMMANDS[data.name].owner:
+        raise BotError("button.old")
+    await COMMANDS[data.name].handler(app, who, "")
+    return None
+
+
+@command("quiet")
+async def on_quiet(app: App, who: Who, args: str) -> None:
+    now = app.clock.now()
+    if args.lower() in ("off", "0", "викл", "вимкни", "выкл", "выключи"):
+        await set_chat(app, who.chat_id, quiet_until=0)
+        await tell(app, who, app.texts(who.lang, "quiet.off"))
+        return
+    seconds = parse_span(args)
+    if seconds is None:
+        until = (await chat_settings(app, who.chat_id)).quiet_until
+        left = app.texts.span(who.lang, until - now) if until > now else ""
+        state = app.texts(who.lang, "quiet.left", left=left) if left else app.texts(who.lang, "quiet.none")
+        await tell(app, who, app.texts(who.lang, "quiet.usage", state=state))
+        return
+    await set_chat(app, who.chat_id, quiet_until=int(now + seconds))
+    await tell(app, who, app.texts(who.lang, "quiet.on", left=app.texts.span(who.lang, seconds)))
+
+
+@command("reset")
+async def on_reset(app: App, who: Who, args: str) -> None:
+    await require_admin(app, who)
+    for generation in app.generations.values():  # what is being said belongs to the old conversation
+        if (generation.who.chat_id, generation.who.thread_id) == (who.chat_id, who.thread_id):
+            generation.text = ""
+            stop_generation(generation)
+    await reset_topic(app, who.chat_id, who.thread_id)
+    await tell(app, who, app.texts(who.lang, "reset.done"))
+
+
+@command("cancel")
+async def on_cancel(app: App, who: Who, args: str) -> None:
+    here = [generation for generation in app.generations.values() if generation.who.chat_id == who.chat_id]
+    if not await is_admin(app, who):  # others may only stop what they asked for themselves
+        here = [generation for generation in here if generation.who.user_id == who.user_id]
+    stopped = [stop_generation(generation) for generation in here]
+    await tell(app, who, app.texts(who.lang, "cancel.stopped" if any(stopped) else "cancel.nothing"))
+
+
+async def on_unknown_command(app: App, who: Who, args: str) -> None:
+    await tell(app, who, app.texts(who.lang, "command.unknown"))
+
+
+async def on_command(app: App, who: Who, spec: Command, args: str) -> None:
+    """Any command: the one table says who handles it and where it may be used."""
+    place = "private" if who.private else "group"
+    if place not in spec.places:
+        raise BotError("error.only_private" if place == "group" else "error.only_group")
+    await spec.handler(app, who, args)
+
+
+async def on_button(app: App, who: Who, event: Mapping[str, Any]) -> None:
+    """Any button: unpacked, checked for whom it was made, answered in every case."""
+    note = None
+    try:
+        press, data, handler = unpack_press(event)
+        if data.owner != who.user_id and not (data.owner == who.chat_id < 0 and await is_admin(app, who)):
+            raise BotError("button.not_yours")
+        note = await handler(app, who, press, data)
+    except BotError as error:
+        note = app.texts(who.lang, error.key, **error.fields)
+    with contextlib.suppress(TelegramAPIError):  # too late, or Telegram is busy: the press is done all the same
+        await app.bot(AnswerCallbackQuery(callback_query_id=event["id"], text=note))
+
+
+def unpack_press(event: Mapping[str, Any]) -> tuple[Press, Any, Callable[..., Awaitable[Any]]]:
+    """(press, its data, its handler). Raises BotError for a button of a former version, a forged one, one left over."""
+    try:
+        press = Press(event["message"]["message_id"], event["data"])
+        kind, handler = BUTTONS[press.data.partition(":")[0]]
+        return press, kind.unpack(press.data), handler
+    except (KeyError, TypeError, ValueError):
+        raise BotError("button.old") from None
+
+
+INSIDE = ("member", "administrator", "restricted")
+
+
+async def on_membership(app: App, who: Who, event: Mapping[str, Any]) -> None:
+    """The bot was added, removed, blocked, unblocked."""
+    chat, status = event["chat"], event["new_chat_member"]["status"]
+    if status not in INSIDE:
+        await chat_left(app, chat["id"])
+        return
+    await remember(app, PUT_CHAT, (chat["id"], chat["type"], chat.get("title") or full_name(chat)))
+    if event["old_chat_member"]["status"] in INSIDE or chat["type"] not in ("group", "supergroup"):
+        return
+    text = app.texts(who.lang, "greeting.hello", names=", ".join(app.settings.bot_names))
+    if not (app.me and app.me.can_read_all_group_messages) and status != "administrator":
+        text += "\n\n" + app.texts(who.lang, "greeting.privacy")
+    await tell(app, who, text)
+
+
+# == Web ==============================================================================================================
+# A small web server: the webhook, where one is set, and /healthz. Loaded only when it is needed.
+
+MAX_WEBHOOK_BYTES = 2 * 1024 * 1024
+
+
+class Web:
+    """Serves until closed. `take` stores raw updates; the webhook answers 200 only after that."""
+
+    def __init__(self, app: App, take: Callable[[list[Any]], Awaitable[None]], healthy: Callable[[], bool]) -> None:
+        self._app, self._take, self._healthy = app, take, healthy
+        self.secret = app.settings.webhook_secret or secrets.token_urlsafe(32)
+
+    async def start(self) -> None:
+        """Listen on WEB_HOST:WEB_PORT. Raises OSError where the port is taken."""
+        from aiohttp import web  # a few megabytes that a bot without a web page can do without
+
+        server = web.Application(client_max_size=MAX_WEBHOOK_BYTES)
+        server.router.add_get("/healthz", self._on_health)
+        if self._app.settings.webhook_url:
+            server.router.add_post(urlsplit(self._app.settings.webhook_url).path or "/", self._on_webhook)
+        self._web = web
+        self._runner = web.AppRunner(server, access_log=None)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self._app.settings.web_host, self._app.settings.web_port).start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def _on_health(self, request: Any) -> Any:
+        well = self._healthy()
+        return self._web.json_response({"ok": well}, status=200 if well else 503)
+
+    async def _on_webhook(self, request: Any) -> Any:
+        given = request.headers.get("X-Telegram-Bot-Api-Secret-Token", "")
+        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self.secret.encode()):
+            return self._web.Response(status=401)
+        try:
+            raw = json_loads(await request.read())
+        except ValueError:
+            return self._web.Response(status=400)
+        await self._take([raw])
+        return self._web.Response()
+
+
+# == Console ==========================================================================================================
+# The terminal as the chat: a session that prints instead of calling Telegram, and a reader that types updates.
+
+CONSOLE_GROUP = -1001
+
+
+class ConsoleSession(BaseSession):
+    """Answers every call as Telegram would, and shows it."""
+
+    def __init__(self, out: Callable[[str], None]) -> None:
+        super().__init__(api=TelegramAPIServer(base="", file="{path}"))  # a file's address is its path
+        self._out, self._ids = out, int(time.time() * 1000)  # a later start goes on above
+        self.buttons: list[tuple[int, str, str]] = []  # (message id, label, callback data) of the newest message
+        self._keyboards: dict[int, list[tuple[int, str, str]]] = {}
+        self.files: dict[str, Path] = {}
+        self.folder = Path("okun-console")
+
+    def next_id(self) -> int:
+        self._ids += 1
+        return self._ids
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def make_request(self, bot: Bot, method: TelegramMethod[Any], timeout: int | None = None) -> Any:
+        name = method.__api_method__
+        answer = getattr(self, f"_on_{name}", None)
+        if answer is None and name.startswith("send"):
+            return await self._on_media(bot, method)
+        return answer(bot, method) if answer else True
+
+    def _on_getMe(self, bot: Bot, method: Any) -> User:
+        return User(
+            id=bot.id, is_bot=True, first_name="Okun", username="okun_console_bot", can_read_all_group_messages=True
+        )
+
+    def _on_getChatMember(self, bot: Bot, method: Any) -> Any:
+        return argparse.Namespace(status="creator")  # whoever sits at the terminal may do everything
+
+    def _on_sendMessage(self, bot: Bot, method: Any) -> MessageId:
+        return self._show(self.next_id(), method.text, method.reply_markup)
+
+    def _on_sendRichMessage(self, bot: Bot, method: Any) -> MessageId:
+        return self._show(self.next_id(), method.rich_message["markdown"], None)
+
+    def _on_editMessageText(self, bot: Bot, method: Any) -> MessageId:
+        return self._show(method.message_id, method.text, method.reply_markup)
+
+    def _on_sendMessageDraft(self, bot: Bot, method: Any) -> bool:
+        if sys.stdout.isatty() and method.text:
+            print("\r\x1b[K" + excerpt(method.text[-70:]), end="", flush=True)
+        return True
+
+    def _on_sendChatAction(self, bot: Bot, method: Any) -> bool:
+        return True
+
+    def _on_setMessageReaction(self, bot: Bot, method: Any) -> bool:
+        self._out(f"Okun {method.reaction[0].emoji}")
+        return True
+
+    def _on_answerCallbackQuery(self, bot: Bot, method: Any) -> bool:
+        if method.text:
+            self._out(f"({method.text})")
+        return True
+
+    def _on_getFile(self, bot: Bot, method: Any) -> Any:
+        path = self.files[method.file_id]
+        return argparse.Namespace(file_path=str(path), file_size=path.stat().st_size)
+
+    async def _on_media(self, bot: Bot, method: Any) -> MessageId:
+        """Save what is sent and show where."""
+        for value in dict(method).values():
+            if isinstance(value, InputFile):
+                self.folder.mkdir(exist_ok=True)
+                path = self.folder / f"{self._ids + 1}-{value.filename or 'file'}"
+                path.write_bytes(b"".join([chunk async for chunk in value.read(bot)]))
+                self._out(f"[{path}]")
+        return self._show(self.next_id(), getattr(method, "caption", None) or "", getattr(method, "reply_markup", None))
+
+    def _show(self, message_id: int, text: str, markup: Any) -> MessageId:
+        if sys.stdout.isatty():
+            print("\r\x1b[K", end="")
+        self._out("Okun: " + text.replace("\n", "\n      "))
+        labels = [b for row in (markup.inline_keyboard if markup else ()) for b in row]
+        if labels:
+            self.buttons = [(message_id, b.text, b.callback_data or "") for b in labels]
+            self._out("      " + "  ".join(f":{n} {b.text}" for n, b in enumerate(labels, 1)))
+        elif self.buttons and self.buttons[0][0] == message_id:
+            self.buttons = []
+        return MessageId(message_id=message_id)
+
+    async def stream_content(self, url: str, *args: Any, **kwargs: Any) -> AsyncGenerator[bytes, None]:
+        yield Path(url).read_bytes()
+
+
+class Console:
+    """Turns typed lines into raw updates, as Telegram would send them."""
+
+    MEDIA: ClassVar[dict[str, str]] = {":photo": "photo", ":voice": "voice", ":file": "document"}
+
+    def __init__(self, app: App, session: ConsoleSession, take: Callable[[list[Any]], Awaitable[None]]) -> None:
+        self._app, self._session, self._take = app, session, take
+        self._names, self._speaker, self._group = {"You": 1}, "You", False
+        self._update_id = int(time.time() * 1000)  # a later start goes on above
+
+    async def feed(self, line: str) -> None:
+        """Do what a line says: a command of the console, or a message."""
+        word, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if re.fullmatch(r":\d+", word):
+            await self._press(int(word[1:]))
+        elif word in self.MEDIA:
+            await self._media(self.MEDIA[word], rest)
+        elif word in (":group", ":private"):
+            self._group = word == ":group"
+            self._say("console.group" if self._group else "console.private")
+        elif word == ":as" and rest:
+            self._names.setdefault(rest, len(self._names) + 1)
+            self._speaker = rest
+            self._say("console.as", name=rest)
+        elif word.startswith(":") and len(word) > 1 and word[1].isalpha():
+            self._say("console.help")
+        elif line.strip():
+            await self._message(text=line)
+
+    def _say(self, key: str, **fields: Any) -> None:
+        self._session._out(self._app.texts(self._app.settings.language, key, **fields))
+
+    async def _press(self, number: int) -> None:
+        if not 1 <= number <= len(self._session.buttons):
+            self._say("console.no_button", number=number)
+            return
+        message_id, _, data = self._session.buttons[number - 1]
+        pressed = {"message_id": message_id, "date": int(time.time()), "chat": self._chat(), "text": "-"}
+        query = {
+            "id": str(self._update_id),
+            "from": self._user(),
+            "chat_instance": "1",
+            "data": data,
+            "message": pressed,
+        }
+        await self._update({"callback_query": query})
+
+    async def _media(self, kind: str, rest: str) -> None:
+        path, _, caption = rest.partition(" ") if not Path(rest).is_file() else (rest, "", "")
+        file = Path(path).expanduser()
+        if not file.is_file():
+            self._say("console.no_file", path=path)
+            return
+        size = file.stat().st_size
+        file_id = hashlib.sha256(str(file.resolve()).encode() + str(size).encode()).hexdigest()[:32]
+        self._session.files[file_id] = file.resolve()
+        thing: dict[str, Any] = {"file_id": file_id, "file_unique_id": file_id, "file_size": size}
+        mime = mimetypes.guess_type(file.name)[0] or ""
+        if kind == "document" or mime.startswith(("image/", "audio/", "video/")):
+            thing["mime_type"] = mime
+        if kind == "document":
+            thing["file_name"] = file.name
+        content = [{**thing, "width": 640, "height": 640}] if kind == "photo" else {**thing, "duration": 1}
+        await self._message(**{kind: content}, **({"caption": caption} if caption else {}))
+
+    async def _message(self, **content: Any) -> None:
+        await self._update({"message": {"message_id": self._session.next_id(), "date": int(time.time()),
+                                        "chat": self._chat(), "from": self._user(), **content}})  # fmt: skip
+
+    async def _update(self, body: dict[str, Any]) -> None:
+        self._update_id += 1
+        await self._take([{"update_id": self._update_id, **body}])
+
+    def _user(self) -> dict[str, Any]:
+        user_id = self._names[self._speaker]
+        return {
+            "id": user_id,
+            "is_bot": False,
+            "first_name": self._speaker,
+            "language_code": self._app.settings.language,
+        }
+
+    def _chat(self) -> dict[str, Any]:
+        if self._group:
+            return {"id": CONSOLE_GROUP, "type": "supergroup", "title": "Console"}
+        return {"id": self._names[self._speaker], "type": "private", "first_name": self._speaker}
+
+

@@ -1,0 +1,173 @@
+"""The terminal as the chat: what is typed becomes updates, what the bot sends becomes lines."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiogram.methods import SendPhoto
+from aiogram.types import BufferedInputFile, FSInputFile
+from conftest import Script, make_settings
+
+import bot
+
+
+class Terminal:
+    """A console in its own folder; `type` returns the lines that came of it."""
+
+    def __init__(self, path: Path, **values: Any) -> None:
+        self.lines: list[str] = []
+        self.session = bot.ConsoleSession(self.lines.append)
+        settings = make_settings(telegram_bot_token="", db_path=str(path), language="en", **values)
+        self.app = bot.App(settings, session=self.session)
+        self.model = self.app.llm = Script(self.app)
+
+    async def __aenter__(self) -> Terminal:
+        self._running = bot.running(self.app)
+        self.inbox = await self._running.__aenter__()
+        await self.inbox.open()
+        self.console = bot.Console(self.app, self.session, self.inbox.take)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._running.__aexit__(None, None, None)
+
+    async def type(self, *typed: str) -> list[str]:
+        self.lines.clear()
+        for line in typed:
+            await self.console.feed(line)
+            await self.inbox.idle()
+        return list(self.lines)
+
+    def t(self, key: str, **fields: Any) -> str:
+        return self.app.texts("en", key, **fields)
+
+
+@pytest.fixture
+async def terminal(tmp_path: Path, fresh_database: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Terminal]:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fresh_database, tmp_path / "okun.db")
+    async with Terminal(tmp_path / "okun.db") as terminal:
+        yield terminal
+        assert not [name for name in terminal.app.counts if name.startswith("error")]
+
+
+async def test_what_is_typed_is_answered(terminal: Terminal) -> None:
+    assert await terminal.type("hi there") == ["Okun: Heard: hi there"]
+
+
+async def test_an_empty_line_says_nothing(terminal: Terminal) -> None:
+    assert await terminal.type("", "   ") == []
+
+
+async def test_lines_of_one_answer_are_indented(terminal: Terminal) -> None:
+    terminal.model.always("one\ntwo")
+    assert await terminal.type("hi") == ["Okun: one\n      two"]
+
+
+async def test_a_smile_is_a_message_and_a_wrong_command_is_helped(terminal: Terminal) -> None:
+    assert await terminal.type(":) hi") == ["Okun: Heard: :) hi"]
+    for line in (":nonsense", ":help", ":as"):
+        assert await terminal.type(line) == [terminal.t("console.help")]
+
+
+async def test_commands_work(terminal: Terminal) -> None:
+    [line] = await terminal.type("/help")
+    assert "/settings — " in line
+
+
+async def test_buttons_are_numbered_and_pressed_by_number(terminal: Terminal) -> None:
+    menu = await terminal.type("/settings")
+    assert menu[1].split("  ")[-3:] == [":1 Rich layout", ":2 ✓ Plain text", ":3 Done"]
+    pressed = await terminal.type(":1")
+    assert f"({terminal.t('settings.saved')})" in pressed and ":1 ✓ Rich layout" in pressed[1]
+    assert await terminal.type(":3") == [f"Okun: {terminal.t('settings.closed')}"]
+    assert await terminal.type(":1") == [terminal.t("console.no_button", number=1)]
+
+
+@pytest.mark.parametrize("number", [0, 9, 999])
+async def test_a_number_without_a_button_is_said(terminal: Terminal, number: int) -> None:
+    await terminal.type("/settings")
+    assert await terminal.type(f":{number}") == [terminal.t("console.no_button", number=number)]
+
+
+async def test_in_a_group_it_answers_when_called(terminal: Terminal) -> None:
+    assert await terminal.type(":group") == [terminal.t("console.group")]
+    assert await terminal.type("okun, hi") == ["Okun: Heard: You: okun, hi"]
+    assert await terminal.type("/settings") != [f"Okun: {terminal.t('error.admins_only')}"]
+    assert await terminal.type(":private", "hi") == [terminal.t("console.private"), "Okun: Heard: hi"]
+
+
+async def test_several_may_speak(terminal: Terminal) -> None:
+    await terminal.type(":group", "okun, I'm here")
+    assert await terminal.type(":as Borys") == [terminal.t("console.as", name="Borys")]
+    assert await terminal.type("okun, me too") == ["Okun: Heard: Borys: okun, me too"]
+    assert terminal.model.past[0] == "user: You: okun, I'm here"
+    await terminal.type(":private", "alone")
+    assert terminal.model.past == []
+    await terminal.type(":as You", ":private", "me again")
+    assert terminal.model.asks[-1].chat_id == 1
+
+
+@pytest.mark.parametrize(("command", "mime"), [(":photo", "image/jpeg"), (":voice", "audio/ogg")])
+async def test_a_file_reaches_the_model(terminal: Terminal, tmp_path: Path, command: str, mime: str) -> None:
+    path = tmp_path / "my file.bin"
+    path.write_bytes(b"data")
+    await terminal.type(f"{command} {path}")
+    assert terminal.model.asks[0].said[-1].media == (bot.Media(mime, b"data"),)
+
+
+async def test_a_file_may_have_a_caption(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(b"cat")
+    await terminal.type(":photo cat.jpg who is it?")
+    assert terminal.model.heard == "[photo] who is it?"
+
+
+async def test_a_text_file_is_read(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("щука")
+    await terminal.type(":file notes.txt")
+    assert "[contents of notes.txt]\nщука" in terminal.model.heard
+
+
+async def test_a_pdf_goes_to_the_model(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7")
+    await terminal.type(":file a.pdf")
+    assert terminal.model.asks[0].said[-1].media == (bot.Media("application/pdf", b"%PDF-1.7"),)
+
+
+@pytest.mark.parametrize("rest", ["nowhere.jpg", "", ".", "a b c"])
+async def test_a_file_that_is_not_there_is_said(terminal: Terminal, rest: str) -> None:
+    path = rest.partition(" ")[0]
+    assert await terminal.type(f":photo {rest}") == [terminal.t("console.no_file", path=path)]
+
+
+async def test_a_picture_of_the_bot_is_saved_and_its_path_shown(terminal: Terminal) -> None:
+    keys = bot.keyboard([[("Once more", bot.GoPress(owner=1, name="help"))]])
+    picture = BufferedInputFile(b"pixels", "perch.png")
+    await terminal.app.bot(SendPhoto(chat_id=1, photo=picture, caption="Here", reply_markup=keys))
+    saved, text, buttons = terminal.lines
+    assert Path(saved.strip("[]")).read_bytes() == b"pixels" and saved.endswith("perch.png]")
+    assert (text, buttons.strip()) == ("Okun: Here", ":1 Once more")
+
+
+async def test_a_picture_from_a_file_is_saved_too(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "perch.png").write_bytes(b"pixels")
+    await terminal.app.bot(SendPhoto(chat_id=1, photo=FSInputFile(tmp_path / "perch.png")))
+    assert Path(terminal.lines[0].strip("[]")).read_bytes() == b"pixels"
+
+
+async def test_a_later_start_goes_on_with_the_conversation(terminal: Terminal, tmp_path: Path) -> None:
+    await terminal.type("first")
+    async with Terminal(tmp_path / "okun.db") as again:
+        assert await again.type("second") == ["Okun: Heard: second"]
+        assert again.model.past == ["user: first", "model: Heard: first"]
+
+
+async def test_without_a_key_it_says_so(tmp_path: Path, fresh_database: Path) -> None:
+    shutil.copy(fresh_database, tmp_path / "okun.db")
+    async with Terminal(tmp_path / "okun.db", gemini_api_key="") as terminal:
+        lines = await terminal.type("hello river")
+        assert len(lines) == 2 and lines[1] == f"Okun: {terminal.t('offline.no_key')}"
