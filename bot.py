@@ -4498,3 +4498,1086 @@ class Console:
         return {"id": self._names[self._speaker], "type": "private", "first_name": self._speaker}
 
 
+# == Inbox ============================================================================================================
+# Updates are stored before Telegram is told that they arrived, sorted into talk (a queue of turns per topic) and
+# everything else (handled at once), and taken out when they are dealt with.
+
+# -- rules
+
+ALBUM_WAIT_S, CONTINUATION_WAIT_S, BACKLOG_WAIT_S = 0.5, 1.0, 1.0
+LONG_TEXT = 4000  # UTF-16 units: Telegram cuts at 4,096
+MAX_ATTEMPTS = 3
+MAX_OUTAGE_S = 3600
+SEEN_S = 48 * 3600
+MAX_TURN = 100
+MAX_KNOWN = 50_000
+ALLOWED_UPDATES = ["message", "edited_message", "callback_query", "my_chat_member", "stopped_message_generation"]
+
+
+@dataclass(frozen=True)
+class Passing:
+    """An update that waits for nobody, and the handler `(app, who)` that is bound to it."""
+
+    update_id: int
+    raw: Mapping[str, Any]
+    handler: Callable[[App, Who], Awaitable[None]]
+    line: tuple[int, int] | None = None  # (chat, user): what one user does goes one after another
+    attempts: int = 0
+
+
+class Again(NamedTuple):
+    """An update that is not done: try again after `pause_s`, with so many failures on its account."""
+
+    pause_s: float
+    attempts: int
+
+
+def ready_at(waiting: Sequence[Waiting], is_backlog: Callable[[Heard], bool]) -> float:
+    """When a turn is complete (monotonic seconds): an album and a long text may go on, a backlog may end."""
+    last = waiting[-1]
+    if is_backlog(last.heard):
+        return last.arrived + BACKLOG_WAIT_S
+    if last.heard.album:
+        return last.arrived + ALBUM_WAIT_S
+    if utf16_len(last.heard.text) >= LONG_TEXT:
+        return last.arrived + CONTINUATION_WAIT_S
+    return 0.0
+
+
+def is_update(raw: Any) -> bool:
+    """An object with an id that the database can hold."""
+    update_id = raw.get("update_id") if isinstance(raw, dict) else None
+    return type(update_id) is int and 0 <= update_id < 2**63
+
+
+def continues(last: Waiting, heard: Heard) -> bool:
+    """Does an unaddressed message belong to the one before: the same album, or the rest of a long text?"""
+    if last.heard.user_id != heard.user_id:
+        return False
+    if heard.album:
+        return last.heard.album == heard.album
+    return utf16_len(last.heard.text) >= LONG_TEXT and heard.kind == "text"
+
+
+# -- queries
+
+PUT_INBOX = Hot(
+    30,
+    """INSERT INTO inbox (update_id, raw, unprompted, received_at, parked_at) VALUES (?, ?, ?, ?, ?)
+       ON CONFLICT (update_id) DO NOTHING""",
+)
+PUT_SEEN = Hot(31, "INSERT INTO inbox_seen (update_id, seen_at) VALUES (?, ?) ON CONFLICT (update_id) DO NOTHING")
+FAILED_INBOX = Hot(51, "UPDATE inbox SET attempts = ?, parked_at = ? WHERE update_id = ?")
+
+
+def parked_row(raw: Mapping[str, Any], now: int) -> tuple[Any, ...]:
+    """A row for PUT_INBOX of an update that cannot be read; plain ASCII, whatever is in it."""
+    return raw["update_id"], json.dumps(raw), 0, now, now
+
+
+async def inbox_left(db: Queries) -> list[sqlite3.Row]:
+    """What a crash left, oldest first."""
+    return await db.all(
+        "SELECT update_id, raw, unprompted, attempts, reply FROM inbox WHERE parked_at IS NULL ORDER BY update_id"
+    )
+
+
+async def inbox_seen(db: Queries, update_ids: Sequence[int]) -> set[int]:
+    """Those of these updates that were taken before."""
+    rows = await db.all(
+        "SELECT update_id FROM inbox_seen WHERE update_id BETWEEN ? AND ?", min(update_ids), max(update_ids)
+    )
+    return {row["update_id"] for row in rows}
+
+
+async def last_update(db: Queries, bot_id: int) -> tuple[int, float]:
+    """(id, time) of the last update this bot took; (0, 0) if there is none. Each bot has its own ids."""
+    row = await db.one("SELECT value FROM meta WHERE name = ?", last_update_name(bot_id))
+    update_id, _, at = (row["value"] if row else "0 0").partition(" ")
+    return int(update_id), float(at)
+
+
+def last_update_name(bot_id: int) -> str:
+    return f"last_update {bot_id}"
+
+
+# -- handlers
+
+
+async def on_migration(app: App, who: Who, message: Mapping[str, Any]) -> None:
+    """The group became a supergroup."""
+    await chat_migrated(app, who.chat_id, message["migrate_to_chat_id"])
+
+
+# What handles what: talk goes to on_talk by way of the turns, commands to on_command, buttons to on_button; they are
+# read from the raw update already. aiogram's dispatcher would build a Message for each and route it by filters: a third
+# of what a command costs. Whatever else there is:
+EVENTS: dict[str, Callable[..., Awaitable[None]]] = {
+    "my_chat_member": on_membership,
+    "stopped_message_generation": on_stop,
+}
+
+
+# -- actions
+
+
+class Turns:
+    """A queue per topic. One turn at a time in each; what arrives meanwhile is the next, merged."""
+
+    def __init__(self, app: App, answer: Callable[[Turn], Awaitable[None]]) -> None:
+        self._app, self._answer = app, answer
+        self._queues: dict[tuple[int, int], list[Waiting]] = {}
+        self._wakes: dict[tuple[int, int], asyncio.Event] = {}
+        self._running: dict[tuple[int, int], asyncio.Task[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def put(self, waiting: Waiting) -> None:
+        key = (waiting.heard.chat_id, waiting.heard.thread_id)
+        self._queues.setdefault(key, []).append(waiting)
+        if key in self._running:
+            self._wakes[key].set()
+            return
+        self._wakes[key] = asyncio.Event()
+        self._running[key] = self._app.spawn(self._run(key), f"turns {key}")
+
+    def last(self, heard: Heard) -> Waiting | None:
+        """What waits last in the topic of this message."""
+        queue = self._queues.get((heard.chat_id, heard.thread_id))
+        return queue[-1] if queue else None
+
+    async def _run(self, key: tuple[int, int]) -> None:
+        try:
+            while self._queues[key]:
+                await self._gather(key)
+                most = 1 if self._queues[key][0].plan else MAX_TURN
+                waiting, self._queues[key] = self._queues[key][:most], self._queues[key][most:]
+                plan = waiting[0].plan
+                try:
+                    await self._answer(Turn(waiting, *planned(plan)) if plan else Turn(waiting))
+                except Exception:  # the topic must go on; these messages are in the inbox for the next start
+                    log.exception("turn given up")
+        finally:
+            del self._queues[key], self._wakes[key], self._running[key]
+
+    async def _gather(self, key: tuple[int, int]) -> None:
+        """Wait until the turn is complete."""
+        while (left := ready_at(self._queues[key], self._backlog) - self._app.clock.monotonic()) > 0:
+            self._wakes[key].clear()
+            timer = asyncio.ensure_future(self._app.clock.sleep(left))
+            woken = asyncio.ensure_future(self._wakes[key].wait())
+            try:
+                await asyncio.wait({timer, woken}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                timer.cancel()
+                woken.cancel()
+
+    def _backlog(self, heard: Heard) -> bool:
+        return in_backlog(self._app, heard)
+
+    async def drain(self) -> None:
+        while self._running:
+            await asyncio.wait(list(self._running.values()))
+
+
+def in_backlog(app: App, heard: Heard) -> bool:
+    """Older than BACKLOG_MINUTES?"""
+    minutes = app.settings.backlog_minutes
+    return minutes > 0 and app.clock.now() - heard.sent_at > minutes * 60
+
+
+class Sorter:
+    """Tells what a raw update is: talk that waits its turn, something to handle at once, or only something to store."""
+
+    def __init__(self, app: App, last: Callable[[Heard], Waiting | None]) -> None:
+        self._app, self._last = app, last  # `last`: what waits last in the topic of a message
+        self._lexicon = lexicon(app.texts)
+        self._refused: Cache[tuple[int, int], bool] = Cache(2000, 3600, app.clock.monotonic)
+        self._reacted: Cache[int, Window] = Cache(2000, 120, app.clock.monotonic)
+        self.ears = Ears(0, "", None)
+        self.arriving: dict[tuple[int, int], Waiting] = {}  # the last talk of each topic in the batch at hand
+
+    def sort(
+        self, raw: Mapping[str, Any], *, resumed: bool = False
+    ) -> tuple[Waiting | Passing | None, list[tuple[Hot, tuple[Any, ...]]]]:
+        """What an update is: talk that waits its turn, something to handle at once, or only something to store."""
+        update_id = raw["update_id"]
+        if "message" in raw:
+            return self._sort_message(update_id, raw, resumed=resumed)
+        if edited := raw.get("edited_message"):
+            heard = hear(edited)
+            if heard is None or not allowed(self._app.settings, heard.chat_id, heard.user_id):
+                return None, []
+            mood = self._lexicon.sentiment(heard.text)
+            return None, [(EDIT_MESSAGE, (heard.text, edited.get("edit_date"), mood, heard.chat_id, heard.message_id))]
+        if query := raw.get("callback_query"):
+            chat_id = ((query.get("message") or {}).get("chat") or {}).get("id", 0)
+            if not allowed(self._app.settings, chat_id, query["from"]["id"]):
+                lang = pick_lang(query["from"].get("language_code"), self._app.settings.language)
+                note = self._app.texts(lang, "error.not_allowed")
+                method = AnswerCallbackQuery(callback_query_id=query["id"], text=note, show_alert=True)
+                self._app.spawn(quietly(self._app.bot(method)), "refuse")
+                return None, []
+            line = (chat_id, query["from"]["id"])
+            return Passing(update_id, raw, functools.partial(on_button, event=query), line), []
+        for kind, handler in EVENTS.items():
+            if kind in raw:
+                return self._sort_event(update_id, raw, raw[kind], handler), []
+        return None, []
+
+    def _sort_event(
+        self, update_id: int, raw: Mapping[str, Any], event: Mapping[str, Any], handler: Callable[..., Awaitable[None]]
+    ) -> Passing | None:
+        """Membership and the stop button. A group that may not use the bot is not greeted; leaving is always noted."""
+        chat_id, user_id = event["chat"]["id"], (event.get("from") or event["chat"])["id"]
+        added = (event.get("new_chat_member") or {}).get("status") in INSIDE
+        if added and not allowed(self._app.settings, chat_id, user_id):
+            return None
+        return Passing(update_id, raw, functools.partial(handler, event=event))
+
+    def _sort_message(
+        self, update_id: int, raw: Mapping[str, Any], *, resumed: bool
+    ) -> tuple[Waiting | Passing | None, list[tuple[Hot, tuple[Any, ...]]]]:
+        message = raw["message"]
+        if "migrate_to_chat_id" in message:
+            return Passing(update_id, raw, functools.partial(on_migration, message=message)), []
+        heard = hear(message)
+        if heard is None:
+            return None, []
+        if not allowed(self._app.settings, heard.chat_id, heard.user_id):
+            if heard.chat_kind == "private" or addressed(message, self.ears):
+                self._refuse(heard)
+            return None, []
+        # the mood is stored with the message: whether there is a quarrel is asked of the last ten
+        mood = self._lexicon.sentiment(heard.text)
+        rows = [*self._people(heard), (PUT_MESSAGE, message_row(heard, mood))]
+        if heard.silent:
+            return None, rows
+        return self._plan(update_id, raw, heard, mood, resumed=resumed), rows
+
+    def _plan(
+        self, update_id: int, raw: Mapping[str, Any], heard: Heard, mood: float, *, resumed: bool
+    ) -> Waiting | Passing | None:
+        message, private = raw["message"], heard.chat_kind == "private"
+        if given := command_of(message, self.ears):
+            return self._plan_command(update_id, raw, heard, *given)
+        if heard.kind == "command":  # another bot's
+            return self._plan_command(update_id, raw, heard, "", "") if private else None
+        waiting = Waiting(update_id, message, heard, self._app.clock.monotonic())
+        if private or resumed:
+            return waiting
+        policy = self._chat(heard.chat_id).policy
+        backlog = in_backlog(self._app, heard)
+        if backlog or policy == "never":
+            return None
+        before = self.arriving.get((heard.chat_id, heard.thread_id)) or self._last(heard)
+        if addressed(message, self.ears) or (before and continues(before, heard)):
+            return waiting
+        verdict = unaddressed_verdict(policy, self._app.settings, self._app.dice, lambda: self._worth(message, heard))
+        if verdict == "react":
+            self._react(heard, mood)
+        return dataclasses.replace(waiting, unprompted=True) if verdict == "join" else None
+
+    def _plan_command(
+        self, update_id: int, raw: Mapping[str, Any], heard: Heard, name: str, args: str
+    ) -> Waiting | Passing | None:
+        spec = self.command(raw["message"], heard, name)
+        if spec is None:
+            return None  # some other bot's
+        if in_backlog(self._app, heard):  # an old one is answered only where it is the newest of a private chat
+            waiting = Waiting(update_id, raw["message"], heard, self._app.clock.monotonic())
+            return waiting if heard.chat_kind == "private" else None
+        line = None if name == "cancel" else (heard.chat_id, heard.user_id)
+        return Passing(update_id, raw, functools.partial(on_command, spec=spec, args=args), line)
+
+    def command(self, message: Mapping[str, Any], heard: Heard, name: str) -> Command | None:
+        """A command of ours; in private, and where it carries our name, one that says that there is none such."""
+        spec = COMMANDS.get(name)
+        if spec and (not spec.owner or self._app.owner(heard.user_id)):
+            return spec
+        if heard.chat_kind == "private" or names_command(message, self.ears):
+            return Command(name, on_unknown_command, ("private", "group"))
+        return None
+
+    def _chat(self, chat_id: int) -> ChatSettings:
+        known = self._app.chats.peek(chat_id)
+        return known or ChatSettings(self._app.settings.group_policy, None, self._app.settings.rich_messages, 0, False)
+
+    def _worth(self, message: Mapping[str, Any], heard: Heard) -> bool:
+        """An open question (no reply, mentions nobody), or a topic of the persona."""
+        entities = message.get("entities") or message.get("caption_entities") or ()
+        mentions = any(entity["type"] in ("mention", "text_mention") for entity in entities)
+        if heard.reply_to is None and not mentions and self._lexicon.open_question(heard.text):
+            return True
+        return self._lexicon.on_topic(heard.text, OKUN.key)
+
+    def _people(self, heard: Heard) -> Iterator[tuple[Hot, tuple[Any, ...]]]:
+        """Rows for a speaker or a chat that is new or has changed its name, or wrote in private for the first time."""
+        known, private = self._app.known, heard.chat_kind == "private"
+        user = (heard.user_id, heard.name, heard.username, heard.language_code)
+        key = ("user in private" if private else "user", heard.user_id)
+        if known.get(key) != user:
+            known[key] = user
+            yield PUT_USER, (*user, heard.sent_at if private else None)
+        chat = (heard.chat_id, heard.chat_kind, heard.chat_title)
+        if known.get(("chat", heard.chat_id)) != chat:
+            known["chat", heard.chat_id] = chat
+            yield PUT_CHAT, chat
+        if len(known) > MAX_KNOWN:
+            known.clear()
+
+    def _refuse(self, heard: Heard) -> None:
+        """Tell somebody who may not talk to the bot, once an hour."""
+        key = (heard.chat_id, heard.user_id)
+        if self._refused.peek(key) is None:
+            self._refused.put(key, True)
+            lang = pick_lang(heard.language_code, self._app.settings.language)
+            text = self._app.texts(lang, "error.not_allowed")
+            self._app.spawn(quietly(say(self._app.bot, heard.chat_id, text, thread_id=heard.thread_id)), "refuse")
+
+    def _react(self, heard: Heard, mood: float) -> None:
+        """React beside, at most 5 times a minute in a chat."""
+        now = self._app.clock.monotonic()
+        window = self._reacted.peek(heard.chat_id) or Window(REACTIONS_PER_MINUTE, 60.0)
+        self._reacted.put(heard.chat_id, window)
+        if window.free(now) <= now:
+            window.take(now)
+            self._app.spawn(react(self._app, heard, mood), "react")
+
+
+class Inbox:
+    """Takes raw updates and sees to it that each is dealt with once."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._turns = Turns(app, self._answer_turn)
+        self._sorter = Sorter(app, self._turns.last)
+        self._last_id, self._last_at = 0, 0.0
+        self._passing: set[asyncio.Task[Any]] = set()
+        self._lock = asyncio.Lock()
+        # what one user sends goes one after another: a flood of commands waits for itself and for nobody else
+        self._lines = KeyedLocks()
+        self._stopping = asyncio.Event()
+
+    async def open(self) -> None:
+        """Learn who we are and where we left off. Raises TelegramUnauthorizedError, TelegramNetworkError."""
+        self._app.me = await self._app.bot(GetMe())
+        self._sorter.ears = Ears.of(self._app.me, self._app.settings.bot_names)
+        self._last_id, self._last_at = await last_update(self._app.db.reader, self._app.bot.id)
+
+    @property
+    def offset(self) -> int | None:
+        """What to ask getUpdates for. After a quiet day none: ids are chosen anew after an idle week."""
+        fresh = self._app.clock.now() - self._last_at < 86_400
+        return self._last_id + 1 if self._last_id and fresh else None
+
+    @property
+    def busy(self) -> int:
+        """Turns and updates at work or waiting."""
+        return len(self._turns) + len(self._passing)
+
+    async def recover(self) -> None:
+        """Begin what a crash left, oldest first."""
+        rows = await inbox_left(self._app.db.reader)
+        for row in rows:
+            try:
+                self._resume(row)
+            except (KeyError, TypeError, ValueError) as error:
+                log.error("unreadable update in the inbox", extra={"kind": type(error).__name__})
+                await self._app.db.write({FAILED_INBOX: [(MAX_ATTEMPTS, int(self._app.clock.now()), row["update_id"])]})
+        if rows:
+            log.info("inbox recovered", extra={"count": len(rows)})
+
+    def _resume(self, row: sqlite3.Row) -> None:
+        raw = json_loads(row["raw"])
+        plan, _ = self._sorter.sort(raw, resumed=True)
+        if isinstance(plan, Waiting):
+            unprompted = bool(row["unprompted"])
+            self._turns.put(
+                dataclasses.replace(plan, attempts=row["attempts"], unprompted=unprompted, plan=row["reply"])
+            )
+        elif isinstance(plan, Passing):
+            self._pass(self._handle_passing(dataclasses.replace(plan, attempts=row["attempts"])))
+        else:
+            raise ValueError("nothing to do")
+
+    async def take(self, raws: Sequence[Any]) -> None:
+        """Store updates, then begin them. When this returns they may be confirmed. Raises sqlite3.OperationalError."""
+        async with self._lock:
+            known = [raw for raw in raws if is_update(raw)]
+            if len(known) < len(raws):
+                log.error("rubbish among the updates", extra={"count": len(raws) - len(known)})
+            fresh = await self._fresh(known)
+            plans = await self._keep(fresh) if fresh else []
+        for plan in plans:
+            self._begin(plan)
+
+    async def _keep(self, raws: Sequence[dict[str, Any]]) -> list[Waiting | Passing]:
+        """Store these updates in one transaction; one that cannot be stored is parked, the others are not held up."""
+        now = int(self._app.clock.now())
+        newest = max(raw["update_id"] for raw in raws)
+        if self.offset is not None:  # else ids begin anew, perhaps below those we know
+            newest = max(newest, self._last_id)
+        writes: dict[Hot, list[tuple[Any, ...]]] = defaultdict(list)
+        try:
+            await self._warm(raws)
+            self._sorter.arriving.clear()
+            plans = [plan for raw in raws if (plan := self._store(raw, writes))]
+            writes[PUT_META] = [(last_update_name(self._app.bot.id), f"{newest} {now}")]
+            await self._app.db.write(writes)
+        # one update that SQLite cannot hold (a number beyond 64 bits, say) must not stop the hundred it came with
+        except BaseException as error:
+            self._app.known.clear()  # what it says was not stored
+            if isinstance(error, sqlite3.OperationalError) or not isinstance(error, Exception):
+                raise  # nothing is wrong with the updates
+            if len(raws) > 1:
+                return [plan for raw in raws for plan in await self._keep([raw])]
+            log.error("unstorable update %s parked", raws[0]["update_id"], extra={"kind": type(error).__name__})
+            await self._app.db.write({PUT_INBOX: [parked_row(raws[0], now)]})
+            plans = []
+        self._last_id, self._last_at = newest, now
+        return plans
+
+    async def _fresh(self, raws: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Without those that were taken before; only ids that are not new need a look."""
+        raws = list({raw["update_id"]: raw for raw in raws}.values())
+        old = [raw["update_id"] for raw in raws if raw["update_id"] <= self._last_id]
+        if old:
+            seen = await inbox_seen(self._app.db.reader, old)
+            raws = [raw for raw in raws if raw["update_id"] not in seen]
+        return raws
+
+    async def _warm(self, raws: Sequence[Mapping[str, Any]]) -> None:
+        """Have the settings of these groups at hand: sorting must not wait."""
+        for raw in raws:
+            chat = (raw.get("message") or {}).get("chat") if isinstance(raw.get("message"), dict) else None
+            if isinstance(chat, dict) and chat.get("type") != "private" and isinstance(chat.get("id"), int):
+                await chat_settings(self._app, chat["id"])
+
+    def _store(self, raw: dict[str, Any], writes: dict[Hot, list[tuple[Any, ...]]]) -> Waiting | Passing | None:
+        """Sort one update and collect its rows; an unreadable one is parked."""
+        now, update_id = int(self._app.clock.now()), raw["update_id"]
+        try:
+            plan, rows = self._sorter.sort(raw)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            log.error("unreadable update %s parked", update_id, extra={"kind": type(error).__name__})
+            writes[PUT_INBOX].append(parked_row(raw, now))
+            writes[PUT_SEEN].append((update_id, now))
+            return None
+        for hot, row in rows:
+            writes[hot].append(row)
+        if plan:
+            unprompted = 0
+            if isinstance(plan, Waiting):
+                unprompted = int(plan.unprompted)
+                self._sorter.arriving[plan.heard.chat_id, plan.heard.thread_id] = plan
+            writes[PUT_INBOX].append((update_id, json_dumps(raw), unprompted, now, None))
+            writes[PUT_SEEN].append((update_id, now))
+        return plan
+
+    def _begin(self, plan: Waiting | Passing) -> None:
+        if isinstance(plan, Waiting):
+            self._turns.put(plan)
+        else:
+            self._pass(self._handle_passing(plan))
+
+    def _pass(self, work: Any) -> None:
+        task = self._app.spawn(work, "update")
+        self._passing.add(task)
+        task.add_done_callback(self._passing.discard)
+
+    async def _handle_passing(self, plan: Passing) -> None:
+        async def work() -> None:
+            await plan.handler(self._app, await self._who(plan.raw))
+
+        if plan.line is None:
+            await self._handle([plan.update_id], plan.raw, plan.attempts, work)
+            return
+        async with self._lines(plan.line):
+            await self._handle([plan.update_id], plan.raw, plan.attempts, work)
+
+    async def _answer_turn(self, turn: Turn) -> None:
+        """Handle a turn; of a backlog only the newest message in private is answered, none if there are new ones."""
+        ids = [waiting.update_id for waiting in turn.waiting]
+        fresh = [one for one in turn.waiting if not in_backlog(self._app, one.heard)]
+        if len(fresh) < len(ids) and not turn.reply:
+            turn.waiting = fresh or (turn.waiting[-1:] if turn.newest.heard.chat_kind == "private" else [])
+            if not turn.waiting:
+                await self._app.db.write({DONE_INBOX: [(update_id,) for update_id in ids]})
+                return
+        raw = {"update_id": turn.newest.update_id, "message": turn.newest.raw}
+
+        async def work() -> None:
+            who, newest = await self._who(raw), turn.newest
+            given = command_of(newest.raw, self._sorter.ears)
+            if given and (spec := self._sorter.command(newest.raw, newest.heard, given[0])):
+                await on_command(self._app, who, spec, given[1])
+            else:
+                await on_talk(self._app, who, turn)
+
+        async def alone(attempts: int) -> None:
+            for one in turn.waiting:
+                await self._answer_turn(Turn([dataclasses.replace(one, attempts=attempts)]))
+
+        several = len(turn.waiting) > 1 and not turn.reply
+        await self._handle(ids, raw, max(one.attempts for one in turn.waiting), work, alone if several else None)
+
+    async def _handle(
+        self,
+        update_ids: Sequence[int],
+        raw: Mapping[str, Any],
+        attempts: int,
+        work: Callable[[], Awaitable[None]],
+        alone: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        """Do the work of one update, or of a turn, until it is done or parked. What follows in its topic waits.
+
+        `alone`: takes the messages of a turn one by one where they fail together, so that one does not park the others.
+        """
+        request_id.set(f"u{update_ids[-1]}")
+        pending: dict[Hot, list[tuple[Any, ...]]] = {}
+        until = self._app.clock.monotonic() + MAX_OUTAGE_S
+        while (again := await self._try(update_ids, raw, attempts, work, pending, until)) is not None:
+            attempts = again.attempts
+            if not await self._rest(again.pause_s):
+                return  # stopping: it is in the inbox for the next start
+            if alone and attempts >= MAX_ATTEMPTS - 1:
+                await alone(attempts)
+                return
+
+    async def _try(
+        self,
+        update_ids: Sequence[int],
+        raw: Mapping[str, Any],
+        attempts: int,
+        work: Callable[[], Awaitable[None]],
+        pending: dict[Hot, list[tuple[Any, ...]]],
+        until: float,
+    ) -> Again | None:
+        """One try; commits what all of them changed with the end of the update. None where it is dealt with."""
+        cost = Tally()
+        tally.set(cost)
+        changes.set(pending)
+        started = time.perf_counter()
+        try:
+            async with self._app.slots:
+                await work()
+        except BotError as error:
+            await self._tell_error(raw, error)
+        except ChatGone as gone:
+            log.info("nobody there: %s", gone)
+        except Exception as error:
+            # Telegram does not answer: not the update's fault, unless it is so for this one an hour long
+            outage = isinstance(error, TelegramNetworkError | TelegramServerError | TelegramRetryAfter)
+            if outage and (isinstance(error, NotConnected) or self._app.clock.monotonic() < until):
+                log.warning("postponed: %s", error)
+                return Again(self._app.dice.uniform(5, 15), attempts)
+            return await self._failed(error, update_ids, raw, attempts + 1)
+        await self._finish(pending, update_ids)
+        note_handled(time.perf_counter() - started, cost, len(update_ids))
+        return None
+
+    async def _rest(self, seconds: float) -> bool:
+        """Pause before another try; False where the bot stops meanwhile."""
+        sleep = asyncio.ensure_future(self._app.clock.sleep(seconds))
+        stop = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({sleep, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            stop.cancel()
+        return not self._stopping.is_set()
+
+    async def _finish(self, pending: dict[Hot, list[tuple[Any, ...]]], update_ids: Sequence[int]) -> None:
+        """Commit what an update changed with the end of it. It was answered: it must not come again in any case."""
+        writes = {**pending, DONE_INBOX: [(update_id,) for update_id in update_ids]}
+        for attempt in itertools.count(1):
+            try:
+                await self._app.db.write(writes)
+                return
+            except sqlite3.IntegrityError:  # the chat or the person was forgotten meanwhile
+                log.exception("answered, but not stored")
+                writes = {DONE_INBOX: writes[DONE_INBOX]}
+            except sqlite3.Error as error:  # locked, or the disk is full: only the writing is tried again
+                log.error("answered, but not yet stored: %s", error, extra={"attempt": attempt})
+                if not await self._rest(backoff(self._app.dice, min(attempt, 6), 1.0)):
+                    return
+
+    async def _tell_error(self, raw: Mapping[str, Any], error: BotError) -> None:
+        """A BotError becomes words in the user's language."""
+        who = await self._who(raw)
+        with contextlib.suppress(ChatGone, TelegramAPIError):
+            await tell(self._app, who, self._app.texts(who.lang, error.key, **error.fields))
+
+    async def _who(self, raw: Mapping[str, Any]) -> Who:
+        """Who did this, where; the ids come from the update and nowhere else."""
+        event = next(value for kind, value in raw.items() if kind != "update_id")
+        message = event.get("message") if "callback_query" in raw else event
+        chat = (message or {}).get("chat") or {"id": event.get("from", {}).get("id", 0), "type": "private"}
+        thread_id = message.get("message_thread_id", 0) if message and message.get("is_topic_message") else 0
+        private, anonymous = chat["type"] == "private", False
+        user_id = (event.get("from") or chat)["id"]
+        if event.get("sender_chat") and not private:
+            user_id, *_, anonymous = speaker(event)
+        chosen = None if private else (await chat_settings(self._app, chat["id"])).lang
+        lang = chosen or await lang_of(self._app, user_id, (event.get("from") or {}).get("language_code"))
+        answered = event["message_id"] if "message" in raw else None
+        return Who(chat["id"], thread_id, user_id, lang, private, anonymous, answered)
+
+    async def _failed(
+        self, error: Exception, update_ids: Sequence[int], raw: Mapping[str, Any], attempts: int
+    ) -> Again | None:
+        """Two more tries, then the update is parked, and the owner and the user are told."""
+        self._app.counts[f"error {type(error).__name__}"] += 1
+        log.error("update failed", exc_info=error, extra={"attempt": attempts})
+        parked = int(self._app.clock.now()) if attempts >= MAX_ATTEMPTS else None
+        await self._app.db.write({FAILED_INBOX: [(attempts, parked, update_id) for update_id in update_ids]})
+        if parked is None:
+            return Again(backoff(self._app.dice, attempts, 1.0), attempts)
+        self._app.spawn(
+            self._app.tell_owners("owner.parked", id=update_ids[-1], error=type(error).__name__), "tell owners"
+        )
+        with contextlib.suppress(ChatGone, TelegramAPIError):
+            who = await self._who(raw)
+            await say(self._app.bot, who.chat_id, self._app.texts(who.lang, "error.sorry"), thread_id=who.thread_id)
+        return None
+
+    async def drain(self, seconds: float) -> None:
+        """Let what is at work finish, for so many seconds at most; what does not stays for the next start."""
+        self._stopping.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.idle()
+
+    async def idle(self) -> None:
+        """Wait until nothing is at work."""
+        while self.busy:
+            await asyncio.wait([*self._turns._running.values(), *self._passing], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+
+
+def note_handled(took_s: float, cost: Tally, count: int) -> None:
+    """The line in the log that ends an update's life: what took over a second always, the rest when debugging."""
+    slow = took_s > SLOW_OPERATION_S
+    level = logging.INFO if slow else logging.DEBUG
+    if log.isEnabledFor(level):
+        extra = {"ms": round(took_s * 1000, 1), "reads": cost.reads, "read_ms": round(cost.read_ms, 1), "count": count}
+        log.log(level, "handled slowly" if slow else "handled", extra=extra)
+
+
+async def quietly(work: Awaitable[Any]) -> None:
+    """Await something that may fail without harm."""
+    with contextlib.suppress(ChatGone, TelegramAPIError):
+        await work
+
+
+class Poller:
+    """Long polling that goes on whatever the network does. Raises TelegramUnauthorizedError never: it waits."""
+
+    POLL_S, WATCH_S = 30, 90
+
+    def __init__(self, app: App, inbox: Inbox) -> None:
+        self._app, self._inbox = app, inbox
+        self.last_ok = app.clock.monotonic()  # when a poll last succeeded: health
+        self._last_sign = self.last_ok  # when a poll last ended in any way: the watchdog's
+
+    @property
+    def healthy(self) -> bool:
+        return self._app.clock.monotonic() - self.last_ok < self.WATCH_S
+
+    async def run(self) -> None:
+        """Poll until cancelled; a watchdog begins again where a poll died, with a word or without."""
+        while True:
+            polling = asyncio.create_task(self._poll_forever())
+            try:
+                while not polling.done():
+                    await asyncio.wait([polling], timeout=self.WATCH_S)
+                    if self._app.clock.monotonic() - self._last_sign >= self.WATCH_S:
+                        break
+            finally:
+                polling.cancel()
+                await asyncio.wait([polling])
+            error = None if polling.cancelled() else polling.exception()
+            log.error("poll is dead, starting anew", exc_info=error)
+            self._last_sign = self._app.clock.monotonic()
+            await self._app.clock.sleep(1.0)
+
+    async def _poll_forever(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._inbox.take(await self._poll())
+                failures, self.last_ok = 0, self._app.clock.monotonic()
+                self._last_sign = self.last_ok
+            except TelegramRetryAfter as error:
+                await self._wait(error.retry_after)
+            except (TelegramAPIError, NoRoom, sqlite3.Error) as error:
+                failures, self._last_sign = failures + 1, self._app.clock.monotonic()
+                await self._pause(error, failures)
+
+    async def _poll(self) -> list[Any]:
+        options: dict[str, Any] = {"offset": self._inbox.offset} if self._inbox.offset else {}
+        method = GetRawUpdates(timeout=self.POLL_S, allowed_updates=ALLOWED_UPDATES, **options)
+        # past the gate: its repeating would hide from us how the connection fares
+        raws = await self._app.bot.session.make_request(self._app.bot, method, self.POLL_S + 10)
+        if not isinstance(raws, list):
+            raise AnswerLost(method=method, message="malformed answer")
+        return raws
+
+    async def _pause(self, error: Exception, failures: int) -> None:
+        conflict = isinstance(error, TelegramConflictError)
+        most = 30.0 if not isinstance(error, TelegramUnauthorizedError) else 300.0
+        wait = backoff(self._app.dice, failures, 2.0 if conflict else 0.5, most)
+        level = logging.WARNING if failures < 5 else logging.ERROR
+        log.log(level, "polling failed: %s", error, extra={"attempt": failures, "wait_s": round(wait, 1)})
+        await self._wait(wait)
+
+    async def _wait(self, seconds: float) -> None:
+        """A pause that is meant: the watchdog looks away."""
+        self._last_sign = self._app.clock.monotonic() + seconds
+        await self._app.clock.sleep(seconds)
+
+
+@cleanup("inbox")
+async def inbox_clean(app: App) -> None:
+    now = int(app.clock.now())
+    async with app.db.tx() as tx:
+        await tx.run("DELETE FROM inbox_seen WHERE seen_at < ?", now - SEEN_S)
+        await tx.run("DELETE FROM inbox WHERE parked_at < ?", now - 7 * 86400)
+
+
+# == Wiring ===========================================================================================================
+# What runs beside the updates, and what is made ready before the first.
+
+
+@loop("cleanup")
+async def cleanup_loop(app: App) -> None:
+    """The hourly cleanup; a fault in one step does not stop the others."""
+    while True:
+        await app.clock.sleep(3600)
+        await clean(app)
+
+
+async def clean(app: App) -> None:
+    for name, step in CLEANUPS.items():
+        try:
+            with operation(f"cleanup {name}"):
+                await step(app)
+        except Exception:
+            log.exception("cleanup failed: %s", name)
+
+
+HOT_TYPES: tuple[type[pydantic.BaseModel], ...] = (
+    Say, SayRich, Draft, Edit, GetRawUpdates, SendChatAction, SetMessageReaction,
+    AnswerCallbackQuery, GetMe, GetFile, GetChatMember, SetMyCommands, SetWebhook, DeleteWebhook, InlineKeyboardMarkup,
+)  # fmt: skip
+
+
+def warm_up() -> None:
+    """Build what every update needs, then take it all out of the garbage collector's sight.
+
+    A full collection of this heap would stop the bot for 100 ms; types built after the freeze would undo it.
+    """
+    for kind in HOT_TYPES:
+        kind.model_rebuild()
+    for method in (Say, GetMe, GetFile, GetChatMember):
+        response_type(method).model_rebuild()
+    render("**warm** `up`")
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+# == Main =============================================================================================================
+# The command line and the life of the process.
+
+DRAIN_S = 20.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; returns the exit code."""
+    arguments = parse_arguments(argv)
+    settings, faults = read_settings(os.environ, read_dotenv())
+    texts = Texts(HERE / "locales")
+    lang = terminal_lang()
+    if settings is None:
+        tell_faults(texts, lang, faults)
+        return 2
+    console = arguments.console
+    if not settings.telegram_bot_token and not console and not arguments.check:
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            print(texts(lang, "cli.no_token"), file=sys.stderr)
+            return 2
+        print(texts(lang, "cli.guide"))
+        console = True
+    if console or arguments.check:
+        settings = dataclasses.replace(settings, language=lang)
+    quiet = (console or arguments.check) and not settings.log_file  # what matters there is said in words
+    setup_logs(dataclasses.replace(settings, log_level="ERROR") if quiet else settings)
+    try:
+        prepare_database(settings.db_path, Path(settings.backup_dir))
+    except (DatabaseTooNew, sqlite3.Error, OSError) as error:
+        print(texts(lang, "cli.database", path=settings.db_path, error=error), file=sys.stderr)
+        return 1
+    job = check(settings) if arguments.check else run_console(settings) if console else run_bot(settings)
+    try:
+        return run_loop(job)
+    except (sqlite3.OperationalError, PermissionError) as error:  # read-only, or a disk without room
+        log.debug("stopped", exc_info=error)
+        print(texts(lang, "cli.database", path=settings.db_path, error=error), file=sys.stderr)
+        return 1
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bot.py", description="Okun, a companion for Telegram chats")
+    parser.add_argument("--console", action="store_true", help="talk to it here in the terminal")
+    parser.add_argument("--check", action="store_true", help="verify settings, database, token, key and models")
+    parser.add_argument("--version", action="version", version=f"Okun {VERSION}")
+    return parser.parse_args(argv)
+
+
+def terminal_lang() -> str:
+    """The language of whoever sits at the terminal: its own, else LANGUAGE where that is set, else English."""
+    locale = os.environ.get("LC_ALL") or os.environ.get("LANG") or ""
+    wish = os.environ.get("LANGUAGE") or read_dotenv().get("LANGUAGE") or ""
+    return pick_lang(locale.split("_")[0], pick_lang(wish.split("_")[0].split(":")[0], "en"))
+
+
+def tell_faults(texts: Texts, lang: str, faults: Sequence[Fault]) -> None:
+    print(texts(lang, "cli.faults"), file=sys.stderr)
+    for fault in faults:
+        print(f"  {fault.name}: {texts(lang, f'fault.{fault.key}', **fault.fields)}", file=sys.stderr)
+
+
+def run_loop(job: Any) -> int:
+    """Run on uvloop where it is installed."""
+    try:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        try:
+            return int(runner.run(job))
+        except KeyboardInterrupt:
+            return 0
+
+
+@asynccontextmanager
+async def running(app: App) -> AsyncIterator[Inbox]:
+    """An app with its database open and its handlers in place; closed in the reverse order."""
+    await app.db.open()
+    try:
+        inbox = Inbox(app)
+        app.gate.on_gone = lambda chat_id: chat_left(app, chat_id)
+        app.gate.on_migrated = lambda old, new: chat_migrated(app, old, new)
+        yield inbox
+    finally:
+        await app.close()
+
+
+async def run_bot(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; then let running turns finish. Returns the exit code."""
+    app = App(settings)
+    stop = stop_signal()
+    with lock_file(settings.db_path) as lock:
+        if not await take_lock(lock, stop):
+            print(app.texts(settings.language, "cli.running", path=settings.db_path), file=sys.stderr)
+            return 1
+        return await serve(app, stop)
+
+
+async def serve(app: App, stop: asyncio.Event) -> int:
+    """The life of a bot that has its database to itself. Returns the exit code."""
+    settings = app.settings
+    async with running(app) as inbox:
+        if not await introduce(app, inbox, stop):
+            return 0 if stop.is_set() else 2
+        warm_up()
+        await inbox.recover()
+        poller = Poller(app, inbox)
+        web = await start_web(app, inbox, poller)
+        if settings.webhook_url and not (web and await begin_webhook(app, web)):
+            print(app.texts(settings.language, "cli.webhook"), file=sys.stderr)
+            return 1
+        tasks = [app.spawn(body(app), name) for name, body in LOOPS.items()]
+        tasks.append(app.spawn(announce(app), "announce"))
+        if not settings.webhook_url:
+            tasks.append(app.spawn(poller.run(), "poller"))
+        log.info("Okun %s is listening as @%s", VERSION, app.me.username if app.me else "?")
+        await stop.wait()
+        log.info("stopping", extra={"count": inbox.busy})
+        for task in tasks:
+            task.cancel()
+        if web:
+            await web.close()
+        await inbox.drain(DRAIN_S)
+    log.info("stopped")
+    return 0
+
+
+def lock_file(path: str) -> IO[str]:
+    """A file beside the database, to be locked: SQLite has locks of its own on its files."""
+    return open(f"{path}-lock", "w", encoding="ascii")
+
+
+async def take_lock(file: IO[str], stop: asyncio.Event) -> bool:
+    """See to it that one process alone serves a database: two would answer the same inbox twice.
+
+    A predecessor that is stopping is waited for. The lock ends with the process, however that ends.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    for _ in range(round(10 * (DRAIN_S + 5))):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.1)
+        if stop.is_set():
+            return False
+    return False
+
+
+def stop_signal() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C is a KeyboardInterrupt there
+            asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    return stop
+
+
+async def introduce(app: App, inbox: Inbox, stop: asyncio.Event) -> bool:
+    """getMe, as long as it takes to reach Telegram; False where the token is refused or we are told to stop."""
+    failures = 0
+    while not stop.is_set():
+        try:
+            await inbox.open()
+            return True
+        except TelegramUnauthorizedError:
+            print(app.texts(app.settings.language, "cli.token_refused"), file=sys.stderr)
+            return False
+        except (TelegramAPIError, ChatGone) as error:
+            failures += 1
+            log.warning("Telegram not reached: %s", error, extra={"attempt": failures})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), backoff(app.dice, failures))
+    return False
+
+
+async def start_web(app: App, inbox: Inbox, poller: Poller) -> Web | None:
+    """The web server where it is wanted; a taken port is no reason to end, unless the webhook needs it."""
+    if app.settings.web_port == 0:
+        return None
+    web = Web(app, inbox.take, lambda: bool(app.settings.webhook_url) or poller.healthy)
+    try:
+        await web.start()
+    except OSError as error:
+        log.warning("no web server: %s", error)
+        return None
+    return web
+
+
+async def begin_webhook(app: App, web: Web) -> bool:
+    """Tell Telegram where to deliver; False where it does not accept that."""
+    method = SetWebhook(url=app.settings.webhook_url, secret_token=web.secret, allowed_updates=ALLOWED_UPDATES)
+    try:
+        await app.bot(method)
+    except TelegramAPIError as error:
+        log.error("webhook refused: %s", error)
+        await web.close()
+        return False
+    return True
+
+
+async def announce(app: App) -> None:
+    """What can wait until the first poll is under way."""
+    if not app.settings.webhook_url:
+        await app.bot(DeleteWebhook())
+    await register_commands(app)
+    await register_owner_commands(app)
+
+
+async def run_console(settings: Settings) -> int:
+    """The terminal as the chat, until end of input. What waits in the inbox is the real bot's, and left alone."""
+    session = ConsoleSession(print)
+    app = App(dataclasses.replace(settings, telegram_bot_token=""), session=session)  # a bot of its own, with id 0
+    async with running(app) as inbox:
+        await inbox.open()
+        console = Console(app, session, inbox.take)
+        print(app.texts(settings.language, "console.welcome"))
+        lines, prompt = read_lines(), "> " if sys.stdin.isatty() else ""
+        while print(prompt, end="", flush=True) or (line := await lines.get()) is not None:
+            await console.feed(line)
+            await inbox.idle()
+    return 0
+
+
+def read_lines() -> asyncio.Queue[str | None]:
+    """Lines of the terminal, None at the end. A daemon thread, so that nobody waits for Enter when we leave."""
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            while line := sys.stdin.readline():
+                loop.call_soon_threadsafe(lines.put_nowait, line.rstrip("\n"))
+            loop.call_soon_threadsafe(lines.put_nowait, None)
+
+    threading.Thread(target=read, name="terminal", daemon=True).start()
+    return lines
+
+
+async def check(settings: Settings) -> int:
+    """Verify what can be verified, say each fault; 0 where all is well, else 1."""
+    app = App(settings)
+    t = functools.partial(app.texts, settings.language)
+    faults = 0
+
+    def report(fault: str | None, good: str) -> None:
+        nonlocal faults
+        faults += fault is not None
+        print(f"✗ {fault}" if fault else f"✓ {good}")
+
+    report(None, t("check.settings"))
+    async with running(app):
+        row = await app.db.reader.one("PRAGMA integrity_check")
+        report(None if row and row[0] == "ok" else t("check.database_bad"), t("check.database", path=settings.db_path))
+        report(*await check_token(app, t))
+        for provider in app.llm.providers:
+            for model in provider.models:
+                report(await check_model(provider, model, t), t("check.model", model=model))
+        if not app.llm:
+            print("· " + t("check.no_llm"))
+    return 1 if faults else 0
+
+
+async def check_token(app: App, t: Callable[..., str]) -> tuple[str | None, str]:
+    if not app.settings.telegram_bot_token:
+        return t("check.no_token"), ""
+    try:
+        me = await app.bot(GetMe())
+    except (TelegramNetworkError, TelegramServerError) as error:
+        return t("check.unreachable", url=app.settings.telegram_api_url, error=error.message), ""
+    except (TelegramAPIError, ChatGone) as error:
+        return t("check.token_bad", error=error), ""
+    privacy = "" if me.can_read_all_group_messages else "\n  " + t("check.privacy")
+    return None, t("check.token", username=me.username) + privacy
+
+
+async def check_model(provider: Gemini | OpenAi, model: str, t: Callable[..., str]) -> str | None:
+    try:
+        await provider.check(model)
+    except LlmFault as fault:
+        return t("check.model_bad", model=model, error=fault)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
