@@ -4016,7 +4016,8 @@ def settings_panel(app: App, who: Who, chat: ChatSettings, owner: int) -> tuple[
     if who.private:
         return t("settings.private"), keyboard([rich, close])
     policy = row("policy", chat.policy, ("always", "smart", "mention", "never"))
-    quiet = t("settings.quiet_on") if quiet_now(app.settings, chat, app.clock.now()) else t("settings.quiet_off")
+    silent = chat.policy in ("mention", "never") or quiet_now(app.settings, chat, app.clock.now())
+    quiet = t("settings.quiet_on" if silent else "settings.quiet_off")
     text = t("settings.group", policy=t(f"settings.policy_is.{chat.policy}"), quiet=quiet)
     return text, keyboard([policy[:2], policy[2:], lang, rich, close])
 

@@ -530,3 +530,14 @@ async def test_owners_are_shown_their_own_commands(okun: Okun, monkeypatch: pyte
     others = [entry["command"] for (scope, _), entries in okun.telegram.commands.items() if '"chat"' not in scope
               for entry in entries]  # fmt: skip
     assert "cancel" not in others and "help" in others
+
+
+@pytest.mark.parametrize(("policy", "key"), [("always", "off"), ("smart", "off"), ("mention", "on"), ("never", "on")])
+async def test_the_panel_does_not_promise_unasked_words_that_the_policy_forbids(
+    okun: Okun, group: Room, policy: str, key: str
+) -> None:
+    await group.say("hi")  # the chat is known from its first message
+    await bot.set_chat(okun.app, group.id, policy=policy)
+    who = bot.Who(group.id, 0, 1, "en", private=False)
+    text, _ = bot.settings_panel(okun.app, who, await bot.chat_settings(okun.app, group.id), 1)
+    assert okun.t(f"settings.quiet_{key}") in text
