@@ -1729,7 +1729,8 @@ request contents:[content] systemInstruction:content generationConfig:config saf
     toolConfig:toolConfig cachedContent:str
 content role:str parts:[part]
 part text:str thought:bool thoughtSignature:bytes inlineData:blob fileData:file functionCall:call
-    functionResponse:result executableCode:any codeExecutionResult:any videoMetadata:any mediaResolution:any
+    functionResponse:result toolCall:any toolResponse:any executableCode:any codeExecutionResult:any videoMetadata:any
+    mediaResolution:any
 blob mimeType:str data:bytes
 file mimeType:str fileUri:str
 call name:str args:any id:str
@@ -1753,17 +1754,24 @@ calling mode:calls allowedFunctionNames:[str]
 schema type:types format:str title:str description:str nullable:bool enum:[str] items:schema minItems:int maxItems:int
     properties:{schema} required:[str] propertyOrdering:[str] minimum:num maximum:num minLength:int maxLength:int
     pattern:str anyOf:[schema] default:any example:any
-embed model:str content:content taskType:str title:str outputDimensionality:int
+embed model:str content:content taskType:task title:str outputDimensionality:int
+batch requests:[embed]
 """
 ENUMS = {
     "modality": words("TEXT IMAGE AUDIO"),
     "ratio": words("1:1 2:3 3:2 3:4 4:3 4:5 5:4 9:16 16:9 21:9"),
     "mode": words("VERBATIM SMART"),
     "calls": words("AUTO ANY NONE VALIDATED"),
+    "task": words(
+        """TASK_TYPE_UNSPECIFIED RETRIEVAL_QUERY RETRIEVAL_DOCUMENT SEMANTIC_SIMILARITY CLASSIFICATION CLUSTERING
+        QUESTION_ANSWERING FACT_VERIFICATION CODE_RETRIEVAL_QUERY"""
+    ),
     "types": words("STRING NUMBER INTEGER BOOLEAN ARRAY OBJECT NULL string number integer boolean array object null"),
 }
 SCALARS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "num": (int, float), "bool": (bool,)}
 LEVELS = {"gemini-3.8-flash": words("LOW MEDIUM HIGH")}
+GENERATING = words("generateContent streamGenerateContent")
+EMBEDDING = {"embedContent": "embed", "batchEmbedContents": "batch"}  # method -> the shape of its request
 MODELS = """gemini-3.8-flash gemini-3.5-flash gemini-3.5-flash-lite gemini-2.5-flash gemini-2.5-flash-lite
     gemini-3.1-flash-image gemini-3.5-transcribe gemini-2.5-flash-preview-tts gemini-embedding-001"""
 STATUSES = {
@@ -1884,6 +1892,8 @@ def check_part(part: Json, path: str) -> None:
         "fileData",
         "functionCall",
         "functionResponse",
+        "toolCall",
+        "toolResponse",
         "executableCode",
         "codeExecutionResult",
     }
@@ -1891,6 +1901,22 @@ def check_part(part: Json, path: str) -> None:
         raise GeminiError(400, f"* {path}.parts.data: required oneof field 'data' must have one initialized field")
     if "inlineData" in part and not {"mimeType", "data"} <= part["inlineData"].keys():
         raise GeminiError(400, f"* {path}.parts.inlineData: mimeType and data are required")
+
+
+def check_batch(model: str, requests: list[Json]) -> None:
+    """Refuse what https://ai.google.dev/api/embeddings#method:-models.batchembedcontents does not allow."""
+    if not requests:
+        raise GeminiError(400, "* BatchEmbedContentsRequest.requests: contents is not specified")
+    if len(requests) > 100:
+        raise GeminiError(400, "* BatchEmbedContentsRequest.requests: at most 100 requests can be in one batch")
+    for n, each in enumerate(requests):
+        path = f"BatchEmbedContentsRequest.requests[{n}]"
+        if each.get("model") != f"models/{model}":
+            raise GeminiError(400, f"* {path}.model: must match the model of the batch: models/{model}")
+        if "title" in each and each.get("taskType") != "RETRIEVAL_DOCUMENT":
+            raise GeminiError(400, f"* {path}.title: only with RETRIEVAL_DOCUMENT")
+        if not any(part.get("text") for part in each.get("content", {}).get("parts", ())):
+            raise GeminiError(400, f"* {path}.content: contents is not specified")
 
 
 def check_tools(model: str, body: Json) -> None:
@@ -2056,6 +2082,7 @@ class FakeGemini(Server):
         self.rules: list[Rule] = []
         self.requests: list[Ask] = []
         self.signatures: set[str] = set()
+        self.lacks: dict[str, dict[str, str]] = {}  # model: fields of a request it refuses, and with which words
         self.prices = {"the-open-network": 5.0, "bitcoin": 60_000.0, "ethereum": 3000.0, "solana": 150.0}
         self.prices["dogecoin"] = 0.2
 
@@ -2103,7 +2130,7 @@ class FakeGemini(Server):
                 {
                     "name": f"models/{name}",
                     "inputTokenLimit": 1 << 20,
-                    "supportedGenerationMethods": ["embedContent" if "embedding" in name else "generateContent"],
+                    "supportedGenerationMethods": sorted(EMBEDDING) if "embedding" in name else ["generateContent"],
                 }
                 for name in self.models
             ]
@@ -2111,12 +2138,16 @@ class FakeGemini(Server):
                 return response(orjson.dumps({"models": cards}))
             return response(orjson.dumps(cards[self.models.index(self._model(model))]))
         ask = self._read(request, self._model(model or ""), method)
+        self._check_lacks(ask)
         fault = self._take_fault(ask.model) if self.faults else None
         self._refuse(fault, ask)
         if fault and fault.kind in ("malformed", "reset", "hang"):
             return self._no_answer(fault)
         if method == "embedContent":
-            return response(orjson.dumps({"embedding": {"values": self._vector(ask)}}))
+            return response(orjson.dumps({"embedding": self._vector(ask.body)}))
+        if method == "batchEmbedContents":
+            vectors = [self._vector(each) for each in ask.body["requests"]]
+            return response(orjson.dumps({"embeddings": vectors}))
         return self._answer(request, ask, fault, method == "streamGenerateContent")
 
     def _model(self, name: str) -> str:
@@ -2128,7 +2159,7 @@ class FakeGemini(Server):
 
     def _read(self, request: Request, model: str, method: str) -> Ask:
         """The request, checked at every level."""
-        if method not in ("generateContent", "streamGenerateContent", "embedContent") or request.method != "POST":
+        if method not in GENERATING | EMBEDDING.keys() or request.method != "POST":
             raise GeminiError(404, f"Method not found: {method}")
         try:
             body = orjson.loads(request.body)
@@ -2136,12 +2167,16 @@ class FakeGemini(Server):
             raise GeminiError(400, f"Invalid JSON payload received. {error}") from None
         ask = Ask(model, method, body, request.headers, time.time())
         self.requests.append(ask)
-        check_shape(body, "embed" if method == "embedContent" else "request")
+        check_shape(body, EMBEDDING.get(method, "request"))
+        if (method in EMBEDDING) != ("embedding" in model):
+            raise GeminiError(404, f"models/{model} is not supported for {method}.")
+        if method == "batchEmbedContents":
+            check_batch(model, body.get("requests", []))
+            ask.contents = [{"parts": each["content"]["parts"]} for each in body["requests"]]
+            return ask
         ask.contents = [body.get("content", {})] if method == "embedContent" else body.get("contents", [])
         check_contents(ask.contents)
-        if "embed" in method or "embedding" in model:
-            if ("embed" in method) != ("embedding" in model):
-                raise GeminiError(404, f"models/{model} is not supported for {method}.")
+        if method == "embedContent":
             return ask
         check_config(model, ask.config)
         check_tools(model, body)
@@ -2149,6 +2184,11 @@ class FakeGemini(Server):
             raise GeminiError(400, "* GenerateContentRequest.system_instruction.parts: must not be empty.")
         self._check_signatures(ask)
         return ask
+
+    def _check_lacks(self, ask: Ask) -> None:
+        for name, text in self.lacks.get(ask.model, {}).items():
+            if name in ask.body or name in ask.config:
+                raise GeminiError(400, text)
 
     def _check_signatures(self, ask: Ask) -> None:
         """A 3.x model wants its signature back with each call made since the user last spoke."""
@@ -2189,15 +2229,17 @@ class FakeGemini(Server):
             await asyncio.Event().wait()
         return b""
 
-    def _vector(self, ask: Ask) -> list[float]:
-        """Hashed words: texts with common words are near each other."""
-        size = ask.body.get("outputDimensionality", 768)
+    @staticmethod
+    def _vector(request: Json) -> Json:
+        """A ContentEmbedding of hashed words: texts with common words are near each other."""
+        size = request.get("outputDimensionality", 768)
+        text = " ".join(part.get("text", "") for part in request["content"]["parts"])
         vector = [0.0] * size
-        for word in re.findall(r"\w+", ask.text.lower()):
+        for word in re.findall(r"\w+", text.lower()):
             place = int.from_bytes(hashlib.sha1(word.encode()).digest()[:8])
             vector[place % size] += 1.0 if place >> 63 else -1.0
         length = math.hypot(*vector) or 1.0
-        return [value / length for value in vector]
+        return {"values": [value / length for value in vector]}
 
     # -- what is said, and how
 
@@ -2296,6 +2338,7 @@ class FakeGemini(Server):
                 raise GeminiError(404, "Unknown request URL")
             ask = openai_ask(request)
             self.requests.append(ask)
+            self._check_lacks(ask)
             fault = self._take_fault(ask.model) if self.faults else None
             self._refuse(fault, ask)
         except GeminiError as error:
@@ -2331,7 +2374,7 @@ class FakeGemini(Server):
             "total_tokens": count["totalTokenCount"],
         }
         base = {"id": "chatcmpl-" + digest(ask.echo), "created": int(ask.at), "model": ask.model}
-        calls = openai_calls(parts)
+        calls = openai_calls(parts, digest(ask.echo))
         reason = "tool_calls" if calls else reason
         if not ask.body.get("stream"):
             text = "".join(part.get("text", "") for part in parts)
@@ -2339,7 +2382,7 @@ class FakeGemini(Server):
             choice = {"index": 0, "message": message, "finish_reason": reason}
             return self._whole(orjson.dumps(base | {"choices": [choice], "usage": usage}), rule)
         deltas = [{"content": piece["text"]} for piece in pieces_of(parts, rule.chunk) if "text" in piece]
-        deltas += [{"tool_calls": calls}] if calls else []
+        deltas += [{"tool_calls": [piece]} for call in calls for piece in pieces_of_call(call, rule.chunk)]
         chunks: list[Json] = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
         chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
         if ask.body.get("stream_options", {}).get("include_usage"):
@@ -2375,6 +2418,7 @@ def openai_ask(request: Request) -> Ask:
             contents.append({"role": role, "parts": openai_parts(message.get("content") or "")})
     if not contents:
         raise GeminiError(400, "messages must hold more than system messages")
+    check_openai(body)
     return Ask(body["model"], "chat.completions", body, request.headers, time.time(), contents)
 
 
@@ -2397,17 +2441,55 @@ def openai_parts(content: str | list[Json]) -> list[Json]:
     return parts
 
 
-def openai_calls(parts: list[Json]) -> list[Json]:
+def openai_calls(parts: list[Json], mark: str) -> list[Json]:
     calls = [part["functionCall"] for part in parts if "functionCall" in part]
     return [
         {
             "index": n,
-            "id": f"call_{n}",
+            "id": f"call_{mark}_{n}",
             "type": "function",
             "function": {"name": call["name"], "arguments": orjson.dumps(call.get("args", {})).decode()},
         }
         for n, call in enumerate(calls)
     ]
+
+
+def pieces_of_call(call: Json, size: int) -> list[Json]:
+    """A call as it is streamed: its id and name, then its arguments in pieces, told apart by the index."""
+    function = call["function"]
+    starts = range(0, len(function["arguments"]), size)
+    return [
+        call | {"function": {"name": function["name"], "arguments": ""}},
+        *({"index": call["index"], "function": {"arguments": function["arguments"][at : at + size]}} for at in starts),
+    ]
+
+
+def check_openai(body: Json) -> None:
+    """Refuse answers of tools that fit no call, calls without an answer, and settings without what they are about."""
+    if "tool_choice" in body and not body.get("tools"):
+        raise GeminiError(400, "'tool_choice' is only allowed when 'tools' are specified.")
+    form = body.get("response_format", {"type": "text"})
+    name = form.get("json_schema", {}).get("name", "")
+    if form["type"] == "json_schema" and not re.fullmatch(r"[\w-]{1,64}", name):
+        raise GeminiError(400, "Missing required parameter: 'response_format.json_schema.name'.")
+    waiting: list[str] = []
+    for message in [*body["messages"], {"role": "user", "content": ""}]:
+        if message.get("role") == "tool":
+            answer_call(waiting, message)
+            continue
+        if waiting:
+            raise GeminiError(400, f"The following tool_call_ids did not have response messages: {', '.join(waiting)}")
+        waiting = [call["id"] for call in message.get("tool_calls", ())]
+        if message.get("content") is None and not waiting:
+            raise GeminiError(400, "Invalid value for 'content': expected a string, got null.")
+
+
+def answer_call(waiting: list[str], message: Json) -> None:
+    if message.get("tool_call_id") not in waiting:
+        raise GeminiError(
+            400, "messages with role 'tool' must be a response to a preceeding message with 'tool_calls'."
+        )
+    waiting.remove(message["tool_call_id"])
 
 
 # == The bot as a process ==============================================================================================

@@ -432,6 +432,87 @@ async def test_like_texts_have_like_vectors(gemini: FakeGemini, web: aiohttp.Cli
     assert likeness[0] > 0.5 > likeness[1]
 
 
+def batch_of(*texts: str, model: str = "gemini-embedding-001", **more: Any) -> Json:
+    return {"requests": [{"model": f"models/{model}", "content": {"parts": [{"text": t}]}, **more} for t in texts]}
+
+
+async def test_a_batch_has_a_vector_for_each_text_in_its_order(gemini: FakeGemini, web: aiohttp.ClientSession) -> None:
+    async def vectors(*texts: str) -> list[Json]:
+        body = batch_of(*texts, outputDimensionality=8)
+        return cast(
+            list[Json], (await ask(web, gemini, body, "batchEmbedContents", "gemini-embedding-001"))["embeddings"]
+        )
+
+    pike, carp = await vectors("pike", "carp")
+    assert len(pike["values"]) == 8 and pike != carp
+    assert await vectors("carp", "pike") == [carp, pike]
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"requests": []}, "not specified"),
+        (batch_of(*"ab" * 51), "at most 100"),
+        (batch_of("a", model="gemini-embedding-002"), "must match"),
+        (batch_of("a", title="A"), "only with RETRIEVAL_DOCUMENT"),
+        (batch_of(""), "not specified"),
+        (batch_of("a", taskType="SEARCH"), "enum"),
+        ({"content": {"parts": [{"text": "a"}]}}, "Unknown name"),
+    ],
+)
+async def test_a_batch_that_is_not_as_it_should_be_is_refused(
+    gemini: FakeGemini, web: aiohttp.ClientSession, body: Json, problem: str
+) -> None:
+    answer = await ask(web, gemini, body, "batchEmbedContents", "gemini-embedding-001")
+    assert answer["error"]["code"] == 400 and problem in answer["error"]["message"]
+
+
+async def test_a_field_that_a_model_lacks_is_refused_in_words(gemini: FakeGemini, web: aiohttp.ClientSession) -> None:
+    gemini.lacks["gemini-2.5-flash"] = {"tools": "Function calling is not enabled for models/gemini-2.5-flash"}
+    body = {"contents": [turn("a")], "tools": [{"functionDeclarations": [{"name": "look"}]}]}
+    assert "not enabled" in (await ask(web, gemini, body, model="gemini-2.5-flash"))["error"]["message"]
+    assert "error" not in await ask(web, gemini, body, model="gemini-3.5-flash")
+
+
+CALL: Json = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+ASKED: Json = {"role": "user", "content": "hi"}
+CALLED: Json = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"messages": [ASKED, CALLED]}, "did not have response"),
+        ({"messages": [ASKED, CALLED, ASKED]}, "did not have response"),
+        ({"messages": [ASKED, {"role": "tool", "tool_call_id": "c1", "content": "x"}]}, "must be a response"),
+        ({"messages": [ASKED, CALLED, {"role": "tool", "tool_call_id": "c2", "content": "x"}]}, "must be a response"),
+        ({"messages": [{"role": "user", "content": None}]}, "expected a string"),
+        ({"messages": [ASKED], "tool_choice": "none"}, "only allowed when"),
+        ({"messages": [ASKED], "response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "name"),
+    ],
+)
+async def test_the_openai_front_refuses_what_does_not_fit(
+    gemini: FakeGemini, web: aiohttp.ClientSession, more: Json, problem: str
+) -> None:
+    url, key = gemini.url + "/v1/chat/completions", {"authorization": "Bearer k"}
+    answer = await web.post(url, json={"model": "gpt-x", **more}, headers=key)
+    assert answer.status == 400 and problem in (await answer.json())["error"]["message"]
+
+
+async def test_the_openai_front_streams_calls_in_pieces(gemini: FakeGemini, web: aiohttp.ClientSession) -> None:
+    calls = [{"functionCall": {"name": name, "args": {"at": "the old bridge"}}} for name in ("look", "listen")]
+    gemini.rule("fish", calls)
+    url, key = gemini.url + "/v1/chat/completions", {"authorization": "Bearer k"}
+    body = {"model": "gpt-x", "messages": [{"role": "user", "content": "fish?"}], "stream": True}
+    text = await (await web.post(url, json=body, headers=key)).text()
+    events = [orjson.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
+    pieces = [piece for event in events for piece in event["choices"][0]["delta"].get("tool_calls", ())]
+    assert [piece["index"] for piece in pieces if "id" in piece] == [0, 1] and len(pieces) > 4
+    written = "".join(piece["function"]["arguments"] for piece in pieces if piece["index"] == 1)
+    assert orjson.loads(written) == {"at": "the old bridge"}
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
 async def test_the_openai_front_streams_comments_and_usage(gemini: FakeGemini, web: aiohttp.ClientSession) -> None:
     url = gemini.url + "/v1/chat/completions"
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
