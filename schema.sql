@@ -51,7 +51,8 @@ CREATE TABLE chats (
     rich        INTEGER CHECK (rich IN (0, 1)),
     quiet_until INTEGER NOT NULL DEFAULT 0,
     told_no_key INTEGER NOT NULL DEFAULT 0 CHECK (told_no_key IN (0, 1)),
-    gone_at     INTEGER                        -- blocked, kicked or left at
+    gone_at     INTEGER,                       -- blocked, kicked or left at
+    voice       INTEGER NOT NULL DEFAULT 0 CHECK (voice IN (0, 1))  -- 1: answers with voice notes
 ) STRICT;
 
 -- A topic that was reset: messages up to this id are no context any more. Goes with its chat.
@@ -64,7 +65,7 @@ CREATE TABLE resets (
 
 -- A message seen or sent, whole, however Telegram split it. Goes with its chat or its speaker.
 CREATE TABLE messages (
-    id         INTEGER PRIMARY KEY,
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given out twice: resets count by it
     chat_id    INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
     message_id INTEGER,                        -- NULL: sent, but Telegram's answer was lost
     thread_id  INTEGER NOT NULL,               -- 0: no topic
@@ -83,7 +84,106 @@ CREATE TABLE messages (
 CREATE UNIQUE INDEX messages__by_message ON messages (chat_id, message_id);  -- memory_window, of replies
 CREATE INDEX messages__newest_in_topic ON messages (chat_id, thread_id, id);  -- memory_window
 CREATE INDEX messages__in_album ON messages (album) WHERE album IS NOT NULL;  -- memory_album
-CREATE INDEX messages__of_speaker ON messages (user_id) WHERE user_id IS NOT NULL;  -- forgetting a person
+CREATE INDEX messages__of_speaker ON messages (user_id, chat_id) WHERE user_id IS NOT NULL;  -- forget_slice
+CREATE INDEX messages__own ON messages (chat_id) WHERE user_id IS NULL;  -- forget_own_slice
+CREATE INDEX messages__by_time ON messages (sent_at);  -- retention_slice
+
+-- Who ever spoke in a chat, and the row of their first message, which may be gone: what the bot said since then may
+-- quote them. Goes with the person or the chat.
+CREATE TABLE members (
+    chat_id   INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    user_id   INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    first_row INTEGER NOT NULL,
+    PRIMARY KEY (user_id, chat_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX members__in_chat ON members (chat_id, user_id);  -- PUT_MEMBER
+
+-- == Recall ==
+
+-- The words of a message that are worth finding, folded, each once; empty where there are none, so that the newest row
+-- tells how far the index got. Goes with its message.
+CREATE TABLE passages (
+    id       INTEGER PRIMARY KEY REFERENCES messages (id) ON DELETE CASCADE,
+    chat_key TEXT NOT NULL,                    -- the chat's id as in terms: n for its minus
+    words    TEXT NOT NULL
+) STRICT;
+
+-- A group's id before it became a supergroup: its older passages are found by it. Goes with its chat.
+CREATE TABLE former_chats (
+    former_id INTEGER PRIMARY KEY,
+    chat_id   INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE
+) STRICT;
+CREATE INDEX former_chats__of_chat ON former_chats (chat_id);  -- load_chat
+
+-- What is indexed: each word with its chat before it. A word of one chat cannot be found from another, and a common
+-- word costs only as much as this chat said it.
+CREATE VIEW passage_terms AS
+    SELECT id, CASE words WHEN '' THEN ''
+                          ELSE chat_key || 'x' || replace(words, ' ', ' ' || chat_key || 'x') END AS terms
+    FROM passages;
+-- The index. It keeps no text of its own; entries come and go with passages, by these triggers.
+CREATE VIRTUAL TABLE recall USING fts5 (
+    terms, content = 'passage_terms', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 0'
+);
+INSERT INTO recall (recall, rank) VALUES ('automerge', 0);  -- merged in small steps: merge_index
+CREATE TRIGGER passages__added AFTER INSERT ON passages WHEN new.words <> '' BEGIN
+    INSERT INTO recall (rowid, terms) SELECT id, terms FROM passage_terms WHERE id = new.id;
+END;
+CREATE TRIGGER passages__gone BEFORE DELETE ON passages WHEN old.words <> '' BEGIN
+    INSERT INTO recall (recall, rowid, terms) SELECT 'delete', id, terms FROM passage_terms WHERE id = old.id;
+END;
+CREATE TRIGGER passages__changing BEFORE UPDATE ON passages WHEN old.words <> '' BEGIN
+    INSERT INTO recall (recall, rowid, terms) SELECT 'delete', id, terms FROM passage_terms WHERE id = old.id;
+END;
+CREATE TRIGGER passages__changed AFTER UPDATE ON passages WHEN new.words <> '' BEGIN
+    INSERT INTO recall (rowid, terms) SELECT id, terms FROM passage_terms WHERE id = new.id;
+END;
+
+-- The vector of a text by an embedding model: float32, little-endian. Whose text it is, is not said; a forgotten
+-- person's are deleted by their hashes. The hourly cleanup deletes those unused for 30 days.
+CREATE TABLE embeddings_cache (
+    text_hash TEXT    NOT NULL,
+    model     TEXT    NOT NULL,
+    vector    BLOB    NOT NULL,
+    used_at   INTEGER NOT NULL,
+    PRIMARY KEY (text_hash, model)
+) STRICT, WITHOUT ROWID;
+
+-- == Knowledge ==
+
+-- Something known about a person in a chat, told with /remember or noticed in talk. Goes with the person or the chat.
+CREATE TABLE facts (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,  -- of an old list's buttons
+    chat_id    INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    user_id    INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    text       TEXT    NOT NULL,
+    told       INTEGER NOT NULL CHECK (told IN (0, 1)),  -- 1: the person said to remember it
+    learned_at INTEGER NOT NULL,
+    used_at    INTEGER NOT NULL                -- last asked about, or heard again
+) STRICT;
+CREATE INDEX facts__of_person ON facts (user_id);  -- facts_everywhere
+CREATE INDEX facts__in_chat ON facts (chat_id, user_id);  -- facts_of
+
+-- The rolling summary of a topic: messages up to until_row are in it. Deleted when somebody in it is forgotten; goes
+-- with its chat.
+CREATE TABLE summaries (
+    chat_id   INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    thread_id INTEGER NOT NULL,
+    text      TEXT    NOT NULL,
+    until_row INTEGER NOT NULL,
+    made_at   INTEGER NOT NULL,
+    PRIMARY KEY (chat_id, thread_id)
+) STRICT, WITHOUT ROWID;
+
+-- What a model made of a text. The hourly cleanup deletes those unused for 30 days, forgetting a person those of their
+-- chats.
+CREATE TABLE analysis_cache (
+    text_hash TEXT    PRIMARY KEY,
+    chat_id   INTEGER NOT NULL,
+    result    TEXT    NOT NULL,                -- JSON
+    used_at   INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX analysis_cache__of_chat ON analysis_cache (chat_id);  -- forget_derived
 
 -- == Companion ==
 
@@ -94,6 +194,22 @@ CREATE TABLE unprompted (
     kind      TEXT    NOT NULL CHECK (kind IN ('reply', 'spontaneous')),
     PRIMARY KEY (chat_id, spoken_at)
 ) STRICT, WITHOUT ROWID;
+
+-- == Reminders ==
+
+-- Something to say to a person at a time. Deleted in the commit that stores that it was said, or by the person.
+CREATE TABLE reminders (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,  -- of an old list's buttons
+    chat_id    INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    thread_id  INTEGER NOT NULL,
+    user_id    INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    message_id INTEGER,                        -- what it was asked in, to reply to
+    text       TEXT    NOT NULL,
+    due_at     INTEGER NOT NULL,
+    UNIQUE (chat_id, user_id, due_at, text)    -- the same asked twice is one
+) STRICT;
+CREATE INDEX reminders__due ON reminders (due_at);  -- reminders_due
+CREATE INDEX reminders__of_person ON reminders (user_id);  -- reminders_of
 
 -- == Inbox ==
 
@@ -114,4 +230,4 @@ CREATE TABLE inbox_seen (
     seen_at   INTEGER NOT NULL
 ) STRICT;
 
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;

@@ -208,10 +208,14 @@ class Script(bot.Llm):
         self.says: Callable[[bot.Ask], str | bot.Answer | Exception] = echo
         self.held = False
         self.asks: list[bot.Ask] = []
+        self.kinds: Counter[str] = Counter()  # how often each capability was asked
         self.writing: list[Writing] = []
 
-    async def chat(self, ask: bot.Ask, on_text: bot.OnText = lambda text: None) -> bot.Answer:
+    async def chat(
+        self, ask: bot.Ask, on_text: bot.OnText = lambda text: None, capability: bot.Capability = "chat"
+    ) -> bot.Answer:
         self.asks.append(ask)
+        self.kinds[capability] += 1
         said: Any = await (self._write(ask, on_text) if self.held else self._say(ask, on_text))
         if isinstance(said, Exception):
             raise said

@@ -220,7 +220,7 @@ async def check(capsys: Capture, values: dict[str, Any], **more: Any) -> tuple[i
 async def test_check_says_what_works(capsys: Capture, local: dict[str, Any]) -> None:
     assert await check(capsys, local) == (0, [
         "✓ settings", f"✓ database {local['db_path']}", "✓ token: @okun_bot", "✓ model gemini-3.8-flash",
-        "✓ model gemini-2.5-flash",
+        "✓ model gemini-2.5-flash", "✓ model gemini-3.5-flash-lite", "✓ model gemini-2.5-flash-lite",
     ])  # fmt: skip
 
 
@@ -235,7 +235,7 @@ async def test_check_says_what_privacy_mode_hides(
 async def test_check_says_what_does_not_work(capsys: Capture, local: dict[str, Any], telegram: FakeTelegram) -> None:
     telegram.token = "42:OTHER"
     code, lines = await check(capsys, local, gemini_api_key="bad-key", gemini_model=("gemini-3.8-flash",))
-    assert code == 1 and [line[0] for line in lines] == ["✓", "✓", "✗", "✗"]
+    assert code == 1 and [line[0] for line in lines] == ["✓", "✓", *"✗✗✗✗"]
     assert "bad-key" not in "".join(lines) and "42:TEST" not in "".join(lines)
 
 

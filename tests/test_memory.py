@@ -248,7 +248,7 @@ async def test_no_bytes_of_a_file_are_stored_or_fetched_unasked(okun: Okun, grou
 
 
 def past(**fields: Any) -> bot.Past:
-    plain = bot.Past(1, ANNA, int(NOON), "text", "hi", None, None, None, "Anna", None, None, None, None)
+    plain = bot.Past(1, 1, ANNA, int(NOON), "text", "hi", None, None, None, "Anna", None, None, None, None)
     return plain._replace(**fields)
 
 

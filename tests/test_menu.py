@@ -263,7 +263,14 @@ async def test_a_new_admin_is_known_within_a_minute(okun: Okun, group: Room, lat
 
 
 def test_the_menus_above_are_all_there_are() -> None:
-    assert {"start", "settings", "lang"} <= bot.COMMANDS.keys() and set(bot.BUTTONS) == {"s1", "l1", "m1"}
+    assert {"start", "settings", "lang"} <= bot.COMMANDS.keys() and set(bot.BUTTONS) == {
+        "s1",
+        "l1",
+        "m1",
+        "k1",
+        "f1",
+        "r1",
+    }
 
 
 @pytest.mark.parametrize(("lang", "place", "name"), EVERY_MENU)
