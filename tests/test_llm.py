@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -781,6 +781,587 @@ async def test_an_open_breaker_of_one_provider_leaves_the_other(make: Make, gemi
 @pytest.mark.parametrize(("given", "some"), [({}, True), ({"GEMINI_API_KEY": ""}, False)])
 def test_without_a_key_there_is_no_model(make: Make, given: dict[str, str], some: bool) -> None:
     assert bool(make(**given)) == some
+
+
+# -- tools
+
+TOOL = bot.ToolSpec(
+    "search_chat",
+    "Search this chat.",
+    {"type": "object", "properties": {"query": {"type": "string", "description": "words"}}, "required": ["query"]},
+)
+REMIND = bot.ToolSpec("set_reminder", "Remind the asker.", {"type": "object", "properties": {}, "required": []})
+DECLARED = [
+    {"name": "search_chat", "description": "Search this chat.", "parameters": TOOL.parameters},
+    {"name": "set_reminder", "description": "Remind the asker.", "parameters": REMIND.parameters},
+]
+LOOK: dict[str, Any] = {"functionCall": {"name": "search_chat", "args": {"query": "the cat"}}}
+NONE = {"functionCallingConfig": {"mode": "NONE"}}
+SERVER_SIDE = {"includeServerSideToolInvocations": True}
+
+
+def asking(text: str = "Where is the cat?", **more: Any) -> bot.Ask:
+    return dataclasses.replace(question(text), tools=(TOOL, REMIND), **more)
+
+
+def told(ask: bot.Ask, answer: bot.Answer, *results: str) -> bot.Ask:
+    """The question again, with what the model called and what came of it."""
+    called = bot.Said("model", answer.text, raw=answer.raw, model=answer.model)
+    found = tuple(bot.Result(call, text) for call, text in zip(answer.calls, results, strict=True))
+    return dataclasses.replace(ask, said=(*ask.said, called, bot.Said("user", "", model=answer.model, results=found)))
+
+
+@pytest.mark.parametrize(
+    ("model", "search", "over", "tools", "config"),
+    [
+        (BEST, "off", False, [], None),
+        (BEST, "off", True, [], NONE),
+        (BEST, "on", False, [{"googleSearch": {}}], SERVER_SIDE),
+        (BEST, "on", True, [{"googleSearch": {}}], NONE | SERVER_SIDE),
+        (SECOND, "on", False, [{"googleSearch": {}}], SERVER_SIDE),
+        (THIRD, "on", False, [], None),  # these take either search or functions
+        ("gemini-2.5-pro", "on", True, [], NONE),
+        ("gemma-3", "on", False, [], None),
+    ],
+)
+def test_tools_and_the_search_are_asked_for_as_the_model_takes_them(
+    http: bot.Once[Any], model: str, search: str, over: bool, tools: list[Any], config: Any
+) -> None:
+    body = bot.Gemini(settings("", WEB_SEARCH=search), http).body(model, asking(calls_over=over))
+    assert body["tools"] == [{"functionDeclarations": DECLARED}, *tools]
+    assert body.get("toolConfig") == config
+
+
+@pytest.mark.parametrize("search", ["on", "off"])
+def test_without_tools_nothing_is_said_of_them(http: bot.Once[Any], search: str) -> None:
+    assert not {"tools", "toolConfig"} & bot.Gemini(settings("", WEB_SEARCH=search), http).body(BEST, question()).keys()
+
+
+@pytest.mark.parametrize("model", [BEST, SECOND, THIRD])
+@pytest.mark.parametrize("search", ["on", "off"])
+@pytest.mark.parametrize("over", [True, False])
+async def test_every_model_takes_tools(make: Make, gemini: FakeGemini, model: str, search: str, over: bool) -> None:
+    await make(GEMINI_MODEL=model, WEB_SEARCH=search).chat(asking(calls_over=over))
+    assert outcomes() == [(model, "ok")]
+
+
+async def test_a_call_is_read_with_its_signature_and_what_was_said_before_it(llm: bot.Llm, gemini: FakeGemini) -> None:
+    signature = base64.b64encode(b"why").decode()
+    gemini.rule("cat", [{"text": "Let me see. "}, LOOK], signature=signature, thought="The cat?", chunk=3)
+    shown: list[str] = []
+    answer = await llm.chat(asking(), shown.append)
+    assert answer.calls == (bot.Call("search_chat", {"query": "the cat"}),)
+    assert answer.raw == ({"text": "Let me see. "}, LOOK | {"thoughtSignature": signature})
+    assert (answer.text, shown[-1], answer.finish, answer.model) == ("Let me see. ", "Let me see. ", "stop", BEST)
+
+
+async def test_several_calls_at_once_are_read_in_their_order(llm: bot.Llm, gemini: FakeGemini) -> None:
+    remind = {"functionCall": {"name": "set_reminder", "id": "c2"}}  # without arguments, with an id
+    gemini.rule("cat", [LOOK, remind])
+    answer = await llm.chat(asking())
+    assert answer.calls == (bot.Call("search_chat", {"query": "the cat"}), bot.Call("set_reminder", {}, "c2"))
+
+
+async def test_what_came_of_a_call_goes_back_to_the_model_that_made_it(llm: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule("cat", [LOOK, {"functionCall": {"name": "set_reminder", "id": "c2"}}])
+    gemini.rule("^$", "On the roof.")
+    first = await llm.chat(asking())
+    second = await llm.chat(told(asking(), first, "Anna: it is on the roof", "set"))
+    _, called, given = gemini.requests[-1].contents
+    assert called == {"role": "model", "parts": list(first.raw)} and "thoughtSignature" in first.raw[0]
+    assert given["parts"] == [
+        {"functionResponse": {"name": "search_chat", "response": {"result": "Anna: it is on the roof"}}},
+        {"functionResponse": {"name": "set_reminder", "response": {"result": "set"}, "id": "c2"}},
+    ]
+    assert second.text == "On the roof." and outcomes() == [(BEST, "ok"), (BEST, "ok")]
+
+
+@pytest.mark.parametrize("before", ["", "Let me see."])
+async def test_another_model_hears_of_a_call_in_words(llm: bot.Llm, gemini: FakeGemini, before: str) -> None:
+    gemini.rule("cat", [*([{"text": before}] if before else []), LOOK], model=BEST)
+    first = await llm.chat(asking())
+    gemini.fault("429", 9, BEST, retry_delay=99)
+    second = await llm.chat(told(asking(), first, "Anna: it is on the roof"))
+    assert second.model == SECOND
+    assert [(content["role"], content["parts"]) for content in gemini.requests[-1].contents] == [
+        ("user", [{"text": "Where is the cat?"}]),
+        ("model", [{"text": before or "…"}]),
+        ("user", [{"text": "[search_chat: Anna: it is on the roof]"}]),
+    ]
+
+
+async def test_rounds_may_go_from_one_model_to_another_and_back(llm: bot.Llm, gemini: FakeGemini, clock: Clock) -> None:
+    gemini.rule("^$|cat|roof", [LOOK])
+    first = await llm.chat(asking())
+    gemini.fault("429", 1, BEST, retry_delay=7)
+    ask = told(asking(), first, "on the roof")
+    second = await llm.chat(ask)
+    clock.at += 10
+    third = await llm.chat(told(ask, second, "in the garden"))
+    assert [first.model, second.model, third.model] == [BEST, SECOND, BEST]
+    assert [content["parts"] for content in gemini.requests[-1].contents] == [
+        [{"text": "Where is the cat?"}],
+        list(first.raw),
+        [{"functionResponse": {"name": "search_chat", "response": {"result": "on the roof"}}}],
+        [{"text": "…"}],
+        [{"text": "[search_chat: in the garden]"}],
+    ]
+
+
+async def test_a_model_of_another_api_hears_of_a_call_in_words(make: Make, gemini: FakeGemini) -> None:
+    llm = make(GEMINI_MODEL=BEST, OPENAI_API_URL=gemini.url + "/v1", OPENAI_API_KEY="k", OPENAI_MODEL="gpt-a")
+    gemini.rule("cat", [LOOK, {"functionCall": {"name": "set_reminder"}}], model=BEST)
+    first = await llm.chat(asking())
+    gemini.fault("403", 9, BEST)
+    second = await llm.chat(told(asking(), first, "on the roof", "set"))
+    assert second.model == "gpt-a"
+    assert gemini.requests[-1].body["messages"][1:] == [
+        {"role": "user", "content": "Where is the cat?"},
+        {"role": "assistant", "content": "…"},
+        {"role": "user", "content": "[search_chat: on the roof]\n[set_reminder: set]"},
+    ]
+
+
+async def test_the_parts_of_a_search_go_back_unchanged(make: Make, gemini: FakeGemini) -> None:
+    found: list[dict[str, Any]] = [
+        {"toolCall": {"toolType": "GOOGLE_SEARCH_WEB", "args": {"queries": ["rain"]}, "id": "s1"}},
+        {"toolResponse": {"toolType": "GOOGLE_SEARCH_WEB", "response": {"searchSuggestions": "x"}, "id": "s1"}},
+        {"text": "It rains."},
+    ]
+    gemini.rule("rain", found, chunk=99, signature=base64.b64encode(b"s").decode())
+    llm = make(WEB_SEARCH="on")
+    first = await llm.chat(asking("Does it rain?"))
+    assert first.text == "It rains." and [part.keys() & {"toolCall", "toolResponse"} for part in first.raw[:2]]
+    said = bot.Said("model", first.text, (), first.raw, first.model)
+    await llm.chat(question("And tomorrow?", bot.Said("user", "Does it rain?"), said))
+    assert gemini.requests[-1].contents[1]["parts"] == list(first.raw)
+
+
+async def test_a_call_that_the_model_could_not_write_is_asked_for_again(llm: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule("cat", [], finish="MALFORMED_FUNCTION_CALL", times=1)
+    assert (await llm.chat(asking())).model == BEST
+    assert outcomes() == [(BEST, "empty"), (BEST, "ok")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Function calling is not enabled for models/gemini-2.5-flash",
+        "Tool use with function calling is unsupported by the model.",
+        "This model does not support function calling.",
+    ],
+)
+async def test_a_model_that_has_no_tools_is_asked_again_without_once(
+    make: Make, gemini: FakeGemini, words: str
+) -> None:
+    llm = make(GEMINI_MODEL="gemini-2.5-flash,gemini-3.5-flash")
+    gemini.lacks["gemini-2.5-flash"] = {"tools": words}
+    assert (await llm.chat(asking())).model == "gemini-2.5-flash"
+    assert outcomes() == [("gemini-2.5-flash", "wording"), ("gemini-2.5-flash", "ok")]
+    await llm.chat(asking())
+    assert len(gemini.requests) == 3 and "tools" not in gemini.requests[-1].body
+    gemini.fault("404", 1, "gemini-2.5-flash")
+    await llm.chat(asking())
+    assert "tools" in gemini.requests[-1].body  # of the other model nothing was said
+
+
+async def test_another_fault_does_not_take_the_tools_away(make: Make, gemini: FakeGemini) -> None:
+    llm = make(GEMINI_MODEL=BEST)
+    gemini.fault("400", text="Invalid value at 'contents[0]'")
+    with pytest.raises(bot.LlmError):
+        await llm.chat(asking())
+    await llm.chat(asking())
+    assert "tools" in gemini.requests[-1].body
+
+
+# -- tools of OpenAI-compatible models
+
+
+@pytest.mark.parametrize(("over", "choice"), [(False, None), (True, "none")])
+async def test_another_api_is_told_of_tools_in_its_own_way(
+    openai: bot.Llm, gemini: FakeGemini, over: bool, choice: str | None
+) -> None:
+    await openai.chat(asking(calls_over=over))
+    body = gemini.requests[-1].body
+    assert body["tools"] == [{"type": "function", "function": each} for each in DECLARED]
+    assert body.get("tool_choice") == choice
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+async def test_its_calls_are_put_together_from_their_pieces(openai: bot.Llm, gemini: FakeGemini, chunk: int) -> None:
+    both = [{"text": "Let me see."}, LOOK, {"functionCall": {"name": "set_reminder", "args": {"at": "й"}}}]
+    gemini.rule("cat", both, chunk=chunk)
+    answer = await openai.chat(asking())
+    one, two = answer.calls
+    assert (one.name, one.args, two.name, two.args) == (
+        "search_chat",
+        {"query": "the cat"},
+        "set_reminder",
+        {"at": "й"},
+    )
+    assert one.id and two.id and one.id != two.id
+    assert [part["id"] for part in answer.raw] == [one.id, two.id] and answer.text == "Let me see."
+
+
+async def test_what_came_of_its_calls_goes_back_as_such(openai: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule("cat", [LOOK, {"functionCall": {"name": "set_reminder", "args": {}}}], times=1)
+    first = await openai.chat(asking())
+    second = await openai.chat(told(asking(), first, "on the roof", "set"))
+    _, asked, called, *given = gemini.requests[-1].body["messages"]
+    assert asked == {"role": "user", "content": "Where is the cat?"}
+    assert called == {"role": "assistant", "content": None, "tool_calls": list(first.raw)}
+    assert given == [
+        {"role": "tool", "tool_call_id": call.id, "content": text}
+        for call, text in zip(first.calls, ("on the roof", "set"), strict=True)
+    ]
+    assert second.text and outcomes() == [("gpt-fish", "ok")] * 2
+
+
+async def test_its_calls_are_words_for_another_of_its_models(make: Make, gemini: FakeGemini) -> None:
+    given = {"GEMINI_API_KEY": "", "OPENAI_API_URL": gemini.url + "/v1", "OPENAI_API_KEY": "k"}
+    llm = make(**given, OPENAI_MODEL="gpt-a,gpt-b")
+    gemini.rule("cat", [LOOK], model="gpt-a")
+    first = await llm.chat(asking())
+    gemini.fault("404", 9, "gpt-a")
+    assert (await llm.chat(told(asking(), first, "on the roof"))).model == "gpt-b"
+    assert gemini.requests[-1].body["messages"][2:] == [
+        {"role": "assistant", "content": "…"},
+        {"role": "user", "content": "[search_chat: on the roof]"},
+    ]
+
+
+def delta(**call: Any) -> bytes:
+    return bot.json_bytes({"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]})
+
+
+def piece(index: int | None, id_: str, arguments: str, name: str = "look") -> bytes:
+    where = {} if index is None else {"index": index}
+    return delta(**where, id=id_, type="function", function={"name": name, "arguments": arguments})
+
+
+@pytest.mark.parametrize("index", [0, None])
+async def test_calls_of_a_server_that_numbers_them_all_alike_are_told_apart_by_their_ids(
+    make: Make, index: int | None
+) -> None:
+    bodies = [piece(index, "a", '{"at": 1}'), piece(index, "b", '{"at": 2}')]
+    async with Odd(stream(*bodies)) as server:
+        llm = make(GEMINI_API_KEY="", OPENAI_API_URL=server.url + "/v1", OPENAI_MODEL="home")
+        answer = await llm.chat(asking())
+    assert answer.calls == (bot.Call("look", {"at": 1}, "a"), bot.Call("look", {"at": 2}, "b"))
+
+
+@pytest.mark.parametrize("arguments", ["{", "[]", "5", "null", '"x"', "{'at': 1}"])
+async def test_a_call_with_arguments_that_are_no_object_is_a_fault_of_the_model(make: Make, arguments: str) -> None:
+    async with Odd(stream(piece(0, "a", arguments))) as server:
+        llm = make(GEMINI_API_KEY="", OPENAI_API_URL=server.url + "/v1", OPENAI_MODEL="home")
+        with pytest.raises(bot.LlmError):
+            await llm.chat(asking())
+    assert {call.outcome for call in CALLS} == {"malformed"}
+
+
+async def test_a_call_without_arguments_has_none(make: Make) -> None:
+    async with Odd(stream(piece(0, "a", ""))) as server:
+        llm = make(GEMINI_API_KEY="", OPENAI_API_URL=server.url + "/v1", OPENAI_MODEL="home")
+        assert (await llm.chat(asking())).calls == (bot.Call("look", {}, "a"),)
+
+
+REFUSALS = [
+    ("tools", "tools is not supported by this model", {"tools": (TOOL,)}),
+    ("tools", "registry.ollama.ai/library/gemma does not support tools", {"tools": (TOOL,)}),
+    ("response_format", "Invalid parameter: 'response_format' of type 'json_schema' is not supported", {"schema": {}}),
+]
+
+
+@pytest.mark.parametrize(("field", "words", "more"), REFUSALS)
+async def test_what_its_model_refuses_is_left_out_once_it_said_so(
+    make: Make, gemini: FakeGemini, field: str, words: str, more: dict[str, Any]
+) -> None:
+    given = {"GEMINI_API_KEY": "", "OPENAI_API_URL": gemini.url + "/v1", "OPENAI_API_KEY": "k"}
+    llm = make(**given, OPENAI_MODEL="gpt-a,gpt-b")
+    gemini.lacks["gpt-a"] = {field: words}
+    more = {"schema": SCHEMA} if "schema" in more else more
+    ask = dataclasses.replace(question(), **more)
+    assert (await llm.chat(ask)).model == "gpt-a" and outcomes() == [("gpt-a", "wording"), ("gpt-a", "ok")]
+    await llm.chat(ask)
+    assert len(gemini.requests) == 3 and field not in gemini.requests[-1].body
+    gemini.fault("404", 1, "gpt-a")
+    await llm.chat(ask)
+    assert field in gemini.requests[-1].body and gemini.requests[-1].model == "gpt-b"
+
+
+async def test_its_word_for_the_limit_is_learned_from_a_refusal(openai: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.lacks["gpt-fish"] = {"max_tokens": "Unsupported parameter: use 'max_completion_tokens' instead."}
+    await openai.chat(question())
+    assert outcomes() == [("gpt-fish", "wording"), ("gpt-fish", "ok")]
+    assert gemini.requests[-1].body["max_completion_tokens"] == 2048 and "max_tokens" not in gemini.requests[-1].body
+
+
+# -- answers as JSON
+
+SCHEMA = {"type": "object", "properties": {"fish": {"type": "string"}}, "required": ["fish"]}
+
+
+def wanting(text: str = "Which fish?") -> bot.Ask:
+    return dataclasses.replace(question(text), schema=SCHEMA)
+
+
+async def test_a_schema_is_asked_for_in_the_way_of_each_api(make: Make, openai: bot.Llm, gemini: FakeGemini) -> None:
+    await make().chat(wanting())
+    assert gemini.requests[-1].config["responseMimeType"] == "application/json"
+    assert gemini.requests[-1].config["responseJsonSchema"] == SCHEMA
+    await openai.chat(wanting())
+    form = gemini.requests[-1].body["response_format"]
+    assert form == {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+
+
+JSON_ANSWERS = [
+    '{"fish": "pike"}',
+    ' \n{"fish": "pike"}\n',
+    '```json\n{"fish": "pike"}\n```',
+    '```\n{"fish": "pike"}```',
+    'Sure! Here it is:\n\n```json\n{\n  "fish": "pike"\n}\n```\nAnything else?',
+    'The answer is {"fish": "pike"}.',
+    'As asked [in JSON]: {"fish": "pike"} – see {fish}.',
+    '\ufeff{"fish": "pike"}',
+]
+
+
+@pytest.mark.parametrize("text", JSON_ANSWERS)
+async def test_json_is_found_in_whatever_surrounds_it(llm: bot.Llm, gemini: FakeGemini, text: str) -> None:
+    gemini.rule("fish", text)
+    assert await llm.extract(wanting()) == {"fish": "pike"}
+    assert outcomes() == [(SECOND, "ok")] and CALLS[0].capability == "light"
+
+
+async def test_a_list_may_be_the_answer(llm: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule("fish", 'Well: ["pike", "perch"]')
+    assert await llm.extract(wanting()) == ["pike", "perch"]
+
+
+@pytest.mark.parametrize("text", ["I cannot say.", '{"fish": "pi', "```json\n```", "{fish}"])
+async def test_what_is_no_json_is_asked_for_once_more(llm: bot.Llm, gemini: FakeGemini, text: str) -> None:
+    gemini.rule("fish", '{"fish": "pike"}')
+    gemini.rule("fish", text, times=1)
+    assert await llm.extract(wanting()) == {"fish": "pike"} and len(gemini.requests) == 2
+
+
+async def test_twice_no_json_is_no_answer(llm: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule("fish", "I cannot say.")
+    with pytest.raises(bot.LlmError):
+        await llm.extract(wanting())
+    assert outcomes() == [(SECOND, "ok")] * 2
+
+
+async def test_a_refusal_is_not_asked_for_twice(llm: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.fault("blocked")
+    with pytest.raises(bot.LlmError):
+        await llm.extract(wanting())
+    assert len(gemini.requests) == 1
+
+
+# -- capabilities
+
+EMBED, TTS = "gemini-embedding-001", "gemini-2.5-flash-preview-tts"
+Job = Callable[[bot.Llm], Awaitable[Any]]
+JOBS: dict[bot.Capability, tuple[str, Job]] = {
+    "light": (SECOND, lambda llm: llm.extract(wanting())),
+    "embed": (EMBED, lambda llm: llm.embed(["pike", "perch"])),
+    "speak": (TTS, lambda llm: llm.speak("Hello.", 5, 6)),
+}
+
+
+@pytest.fixture
+def able(make: Make) -> bot.Llm:
+    return make(GEMINI_EMBEDDING_MODEL=EMBED, GEMINI_TTS_MODEL=TTS)
+
+
+@pytest.mark.parametrize("capability", JOBS)
+async def test_each_capability_has_its_models_and_reports_its_calls(able: bot.Llm, capability: bot.Capability) -> None:
+    model, job = JOBS[capability]
+    await job(able)
+    [call] = CALLS
+    assert (call.provider, call.model, call.capability, call.outcome) == ("gemini", model, capability, "ok")
+
+
+async def test_what_a_voice_costs_is_counted(able: bot.Llm) -> None:
+    await able.speak("Hello.", 5, 6)
+    [call] = CALLS
+    assert call.usage.output > 0 and (call.chat_id, call.user_id) == (5, 6)
+
+
+@pytest.mark.parametrize("capability", JOBS)
+async def test_each_capability_has_its_own_breaker(
+    able: bot.Llm, gemini: FakeGemini, capability: bot.Capability
+) -> None:
+    model, job = JOBS[capability]
+    gemini.fault("500", 99, model)
+    if capability == "light":
+        gemini.fault("500", 99, THIRD)
+    for _ in range(6):
+        with pytest.raises(bot.LlmError):
+            await job(able)
+    assert able.breakers["gemini", capability].state == "open"
+    assert able.breakers["gemini", "chat"].state == "closed" and (await able.chat(question())).model == BEST
+
+
+async def test_background_work_takes_no_place_of_talk(make: Make, gemini: FakeGemini) -> None:
+    llm = make(MAX_PARALLEL_LLM=2)
+    gemini.fault("hang", 2, SECOND)
+    jobs = [asyncio.create_task(llm.extract(wanting())) for _ in range(3)]
+    await gemini.until(lambda: len(gemini.requests) == 2)
+    assert llm.slots["light"].locked() and not llm.slots["chat"].locked()
+    assert (await llm.chat(question())).text and len(gemini.requests) == 3  # the third job waits for a place
+    for job in jobs:
+        job.cancel()
+    await asyncio.wait(jobs)
+    assert not llm.slots["light"].locked()
+
+
+CAN = [
+    ({}, {"chat", "light"}),
+    ({"GEMINI_EMBEDDING_MODEL": EMBED}, {"chat", "light", "embed"}),
+    ({"GEMINI_TTS_MODEL": TTS}, {"chat", "light", "speak"}),
+    ({"GEMINI_API_KEY": "", "GEMINI_TTS_MODEL": TTS}, set()),
+    ({"GEMINI_API_KEY": "", "OPENAI_API_URL": "http://127.0.0.1:1", "OPENAI_MODEL": "m", "GEMINI_TTS_MODEL": TTS},
+     {"chat", "light"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "found"), CAN)
+def test_what_can_be_done_is_known_before_it_is_tried(make: Make, given: dict[str, str], found: set[str]) -> None:
+    llm = make(**given)
+    capabilities: tuple[bot.Capability, ...] = ("chat", "light", "embed", "speak")
+    assert {capability for capability in capabilities if llm.can(capability)} == found
+
+
+async def test_light_work_goes_to_the_other_api_where_there_is_no_gemini(openai: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule("fish", '{"fish": "pike"}')
+    assert await openai.extract(wanting()) == {"fish": "pike"}
+    assert outcomes() == [("gpt-fish", "ok")] and CALLS[0].capability == "light"
+
+
+# -- vectors
+
+
+async def test_each_text_has_a_vector_of_its_own(able: bot.Llm, gemini: FakeGemini) -> None:
+    pike, perch = await able.embed(["a pike", "a perch"])
+    assert len(pike) == len(perch) == bot.VECTOR_SIZE and pike != perch
+    assert await able.embed(["a perch", "a pike"]) == [perch, pike]
+    assert len(gemini.requests) == 2
+
+
+@pytest.mark.parametrize(("ask", "task"), [(True, "RETRIEVAL_QUERY"), (False, "RETRIEVAL_DOCUMENT")])
+async def test_a_question_is_embedded_as_a_question(able: bot.Llm, gemini: FakeGemini, ask: bool, task: str) -> None:
+    await able.embed(["which fish?"], question=ask)
+    assert gemini.requests[-1].method == "batchEmbedContents"
+    assert gemini.requests[-1].body == {
+        "requests": [
+            {
+                "model": f"models/{EMBED}",
+                "content": {"parts": [{"text": "which fish?"}]},
+                "taskType": task,
+                "outputDimensionality": bot.VECTOR_SIZE,
+            }
+        ]
+    }
+
+
+@pytest.mark.parametrize("fault", ["503", "500", "malformed", "reset"])
+async def test_one_fault_costs_no_vector(able: bot.Llm, gemini: FakeGemini, fault: str) -> None:
+    gemini.fault(fault)
+    assert len(await able.embed(["pike"])) == 1 and outcomes()[-1] == (EMBED, "ok")
+
+
+ODD_VECTORS = [
+    b"{}",
+    b"[]",
+    b"5",
+    b"<html>portal</html>",
+    b'{"embeddings": null}',
+    b'{"embeddings": []}',
+    b'{"embeddings": [{}]}',
+    b'{"embeddings": ["x"]}',
+    b'{"embeddings": [{"values": null}]}',
+    b'{"embeddings": [{"values": "ab"}]}',
+    b'{"embeddings": [{"values": ["a"]}]}',
+    b'{"embeddings": [{"values": [null]}]}',
+    b'{"embeddings": [{"values": []}]}',
+    b'{"embeddings": [{"values": [1.0]}, {"values": [1.0]}]}',
+]
+
+
+@pytest.mark.parametrize("body", ODD_VECTORS)
+async def test_odd_vectors_are_a_fault_of_the_model_and_nothing_worse(make: Make, body: bytes) -> None:
+    async with Odd(response(body)) as server:
+        with pytest.raises(bot.LlmError):
+            await make(server.url, GEMINI_EMBEDDING_MODEL=EMBED).embed(["pike"])
+    assert {call.outcome for call in CALLS} == {"malformed"}
+
+
+# -- voice
+
+
+async def test_a_voice_is_asked_for_and_comes_as_it_is(able: bot.Llm, gemini: FakeGemini) -> None:
+    sound = bytes(range(256)) * 3
+    blob = {"mimeType": "audio/wav", "data": base64.b64encode(sound).decode()}
+    gemini.rule("Still", [{"text": "Here:"}, {"inlineData": blob}])
+    assert await able.speak("Still waters run deep.") == bot.Media("audio/wav", sound)
+    assert gemini.requests[-1].method == "generateContent"
+    assert gemini.requests[-1].body == {
+        "contents": [{"role": "user", "parts": [{"text": "Still waters run deep."}]}],
+        "generationConfig": {
+            "responseModalities": ["AUDIO"],
+            "speechConfig": {"voiceConfig": {"prebuiltVoiceConfig": {"voiceName": bot.VOICE}}},
+        },
+    }
+
+
+async def test_raw_samples_come_with_their_rate(able: bot.Llm) -> None:
+    sound = await able.speak("Hello.")
+    assert sound.mime == "audio/L16;codec=pcm;rate=24000" and len(sound.data) > 1000
+
+
+@pytest.mark.parametrize("fault", ["empty", "no_parts", "503", "malformed", "reset"])
+async def test_one_fault_costs_no_voice(able: bot.Llm, gemini: FakeGemini, fault: str) -> None:
+    gemini.fault(fault)
+    assert (await able.speak("Hello.")).data and outcomes()[-1] == (TTS, "ok")
+
+
+SILENCES: list[dict[str, Any]] = [
+    {},
+    {"candidates": []},
+    {"candidates": [{"finishReason": "OTHER"}]},
+    {"candidates": [{"content": {"parts": []}}]},
+    {"candidates": [{"content": {"parts": [{"text": "Hello."}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "audio/wav", "data": ""}}]}}]},
+]
+ODD_SOUNDS: list[Any] = [
+    [],
+    5,
+    {"candidates": "x"},
+    {"candidates": ["x"]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"data": "AAAA"}}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "audio/wav", "data": 5}}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "audio/wav", "data": "A"}}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": "x"}]}}]},
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [*((body, "empty") for body in SILENCES), *((body, "malformed") for body in ODD_SOUNDS)]
+)
+async def test_an_answer_without_a_sound_is_a_fault_of_the_model(make: Make, body: Any, kind: str) -> None:
+    async with Odd(response(bot.json_bytes(body))) as server:
+        with pytest.raises(bot.LlmError):
+            await make(server.url, GEMINI_TTS_MODEL=TTS).speak("Hello.")
+    assert {call.outcome for call in CALLS} == {kind}
+
+
+async def test_a_text_that_may_not_be_spoken_is_told_as_such(able: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.fault("blocked", 9)
+    with pytest.raises(bot.LlmError) as error:
+        await able.speak("Hello.")
+    assert error.value.key == "llm.blocked" and len(gemini.requests) == 1
 
 
 # -- checking
