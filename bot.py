@@ -3221,7 +3221,7 @@ class App:
         self.resets: Cache[tuple[int, int], int] = Cache(5000, 600, monotonic)
         self.matches: Cache[tuple[int, tuple[str, ...]], Sequence[int]] = Cache(5000, 60, monotonic)
         self.common: Cache[tuple[int, tuple[str, ...]], Sequence[int]] = Cache(1500, 3600, monotonic)
-        self.names: Cache[int, str] = Cache(500, 600, monotonic)
+        self.names: Cache[int, Names] = Cache(500, 600, monotonic)
         self.facts: Cache[tuple[int, int], tuple[Fact, ...]] = Cache(20_000, 600, monotonic)
         self.summaries: Cache[tuple[int, int], tuple[str, int]] = Cache(2000, 600, monotonic)
         self.replies_in: Counter[tuple[int, int]] = Counter()  # a topic's since its summary was last looked at
@@ -4163,9 +4163,25 @@ def rarity(count: int) -> float:
     return max(0.2, math.log((CORPUS - count + 0.5) / (count + 0.5))) if count < CORPUS else 0.2
 
 
-def weight_of(term: Term, count: int, names: str) -> float:
+class Names(NamedTuple):
+    """The words of the names of people in a chat, and how they begin."""
+
+    words: str
+    heads: frozenset[str]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Names:
+        words = " ".join(map(name_words, names))
+        return cls(words, frozenset(word[:2] for word in words.split()))
+
+    def have(self, term: Term) -> bool:
+        """Is the term one of them? Mostly no beginning fits, and nothing need be searched."""
+        return any(pattern[:2] in self.heads for pattern in term.patterns) and term.fits(self.words)
+
+
+def weight_of(term: Term, count: int, names: Names) -> float:
     """How much it counts that a passage has this term: little for everyday words and for the names of people here."""
-    light = term.everyday or term.fits(names)
+    light = term.everyday or names.have(term)
     return rarity(count) * (LIGHT_SHARE if light else VERB_SHARE if term.verb else 1.0)
 
 
@@ -4176,7 +4192,7 @@ class Sought:
     keys: tuple[str, ...]
     found: tuple[tuple[Term, Sequence[int]], ...]
 
-    def weigh(self, names: str) -> list[tuple[Term, Sequence[int], float]]:
+    def weigh(self, names: Names) -> list[tuple[Term, Sequence[int], float]]:
         return [(term, ids, weight_of(term, len(ids), names)) for term, ids in self.found]
 
 
@@ -4233,10 +4249,12 @@ def rank(
     Who said it counts as said: "what is Marina allergic to?" is covered by Marina's "I can't have nuts".
     """
     whole = whole_of(weight for _, _, weight in weighed)
+    # a word that nobody said may still be the speaker's name; of others there is nothing to find
+    possible = [(term, weight) for term, ids, weight in weighed if ids or weight < LIGHT_MOST]
     scored = []
     for passage in passages:
         words = f"{passage.words} {name_words(passage.name or '')}"
-        covered = sum(weight for term, _, weight in weighed if term.fits(words)) / whole
+        covered = sum(weight for term, weight in possible if term.fits(words)) / whole
         if covered >= LEAST_COVERED:
             scored.append((covered * worth(passage, passage.words.count(" ") + 1, asker, now), passage))
     scored.sort(key=lambda entry: -entry[0])
@@ -4362,11 +4380,11 @@ async def index_loop(app: App) -> None:
                 break
 
 
-async def names_in(app: App, chat_id: int) -> str:
-    """The words of the names of people in a chat. Cached."""
+async def names_in(app: App, chat_id: int) -> Names:
+    """The names of people in a chat. Cached."""
 
-    async def load() -> str:
-        return " ".join(map(name_words, await speaker_names(app.db.reader, chat_id)))
+    async def load() -> Names:
+        return Names.of(await speaker_names(app.db.reader, chat_id))
 
     return await app.names.get(chat_id, load)
 
@@ -5467,6 +5485,7 @@ MAX_DOCUMENT_CHARS = 30_000
 SILENCE_BEFORE_POST_S = 6 * 3600
 MAX_NAME, MOST_NAMED, ROUNDING = 40, 5, 10
 LEAST_LAYER = 200  # tokens there must be for talk before there are other layers
+RESULT_SHARE = 16
 MAX_ROUNDS, MAX_CALLS = 3, 8  # of tools in a turn, and of calls in a round
 # https://ai.google.dev/gemini-api/docs/image-understanding, audio, video-understanding, document-processing
 SEEN_MIMES = re.compile(
@@ -5766,8 +5785,14 @@ async def build_ask(app: App, turn: Turn, who: Who) -> Ask:
     most = app.settings.context_messages + len(turn.waiting)
     heard, newest = [waiting.heard for waiting in turn.waiting], turn.newest.heard
     asked = question_of(app, heard)
-    window = memory_window(app.db.reader, who.chat_id, who.thread_id, after, most, newest.message_id)
-    rows, sought = await asyncio.gather(window, seek(app, who.chat_id, asked))
+    window = asyncio.create_task(
+        memory_window(app.db.reader, who.chat_id, who.thread_id, after, most, newest.message_id)
+    )
+    try:
+        sought = await seek(app, who.chat_id, asked)
+        rows = await window  # in the same hop, where seek had to look
+    finally:
+        window.cancel()
     names = newest.chat_kind != "private"
     current = frozenset(one.message_id for one in heard)
     asker = asker_of(turn, who)
@@ -5798,9 +5823,9 @@ async def build_ask(app: App, turn: Turn, who: Who) -> Ask:
 def question_of(app: App, heard: Sequence[Heard]) -> str:
     """What is asked, as recall reads it: without the names the bot is called by."""
     called = app.me.username if app.me and app.me.username else ""
-    names = {normal(name) for name in (*app.settings.bot_names, called)}
+    names = {name.casefold() for name in (*app.settings.bot_names, called)}
     words = " ".join(one.text for one in heard)[:MOST_ASKED].split()
-    return " ".join(word for word in words if normal(word).strip("@,.!?:") not in names)
+    return " ".join(word for word in words if word.strip("@,.!?:").casefold() not in names)
 
 
 async def what_is_known(
@@ -5810,11 +5835,9 @@ async def what_is_known(
     seen, asking = shown_rows(rows, budget // 2), frozenset(one.heard.message_id for one in turn.waiting)
     names = {row.user_id: row.name or "?" for row in rows if row.user_id is not None}
     names |= {waiting.heard.user_id: waiting.heard.name for waiting in turn.waiting}
-    summary, passages, facts = await asyncio.gather(
-        summary_of(app, who.chat_id, who.thread_id),
-        recall(app, who.chat_id, asked, sought=sought, asker=who.user_id, seen=seen, asking=asking),
-        known_facts(app, who.chat_id, names),
-    )
+    summary = await summary_of(app, who.chat_id, who.thread_id)
+    facts = await known_facts(app, who.chat_id, names)
+    passages = await recall(app, who.chat_id, asked, sought=sought, asker=who.user_id, seen=seen, asking=asking)
     await note_used(app, facts, sought)
     lines = fitting([f"- {passage_line(app, passage)}" for passage in passages], budget // 6) if passages else []
     summary = shortened(Said("user", summary), budget // 8).text if budget >= LEAST_LAYER else ""
@@ -5975,7 +5998,9 @@ async def use_tool(app: App, who: Who, call: Call) -> Result:
     if found is None:
         return Result(call, "error: there is no such tool")
     try:
-        return Result(call, await found.handler(app, who, call.args))
+        text = await found.handler(app, who, call.args)
+        most = app.settings.context_tokens // RESULT_SHARE  # three rounds of eight calls must not flood the context
+        return Result(call, shortened(Said("user", text), most).text)
     except BotError as error:
         return Result(call, f"error: {app.texts('en', error.key, **error.fields)}")
 
@@ -6280,6 +6305,7 @@ class TimeWords:
             return Stems(word for lang in LANGS for word in texts.words(lang, "words", "time", name))
 
         self.triggers, self.whom, self.joints = words("remind"), words("whom"), words("joints")
+        self.heads = {word[:5].casefold() for lang in LANGS for word in texts.words(lang, "words", "time", "remind")}
         self.within, self.at, self.on = words("within"), words("at"), words("on")
         self.unsure, self.near, self.asks = words("unsure"), words("near"), words("asks")
         self.days, self.weekdays, self.months = table("days"), table("weekdays"), table("months")
@@ -6585,6 +6611,9 @@ class TimeReader:
 
 def wish_of(words: TimeWords, text: str, names: Sequence[str]) -> str | None:
     """What follows "remind me", with or without the bot's name before it; None where it is no such wish."""
+    begin = text[:100].casefold()
+    if not any(head in begin for head in words.heads):  # most talk is none
+        return None
     for name in names:
         text = re.sub(rf"^\W*@?{re.escape(name)}(?!\w)[,.!:\s]*", "", text, count=1, flags=re.IGNORECASE)
     tokens = list(TOKEN.finditer(text))

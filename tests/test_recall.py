@@ -879,4 +879,4 @@ WEIGHTS = [
 @pytest.mark.parametrize(("more", "less", "names"), WEIGHTS)
 def test_everyday_words_verbs_and_names_tell_less(more: str, less: str, names: str) -> None:
     [one], [other] = VOCABULARY.terms(more), VOCABULARY.terms(less)
-    assert bot.weight_of(one, 5, names) > bot.weight_of(other, 5, names) > 0
+    assert bot.weight_of(one, 5, bot.Names.of([names])) > bot.weight_of(other, 5, bot.Names.of([names])) > 0
