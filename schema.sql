@@ -27,6 +27,7 @@ CREATE TABLE llm_calls (
     user_id       INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX llm_calls__by_time ON llm_calls (called_at);  -- usage_clean
+CREATE INDEX llm_calls__of_person ON llm_calls (user_id, called_at);  -- load_profile
 
 -- == Memory ==
 
@@ -52,8 +53,14 @@ CREATE TABLE chats (
     quiet_until INTEGER NOT NULL DEFAULT 0,
     told_no_key INTEGER NOT NULL DEFAULT 0 CHECK (told_no_key IN (0, 1)),
     gone_at     INTEGER,                       -- blocked, kicked or left at
-    voice       INTEGER NOT NULL DEFAULT 0 CHECK (voice IN (0, 1))  -- 1: answers with voice notes
+    voice       INTEGER NOT NULL DEFAULT 0 CHECK (voice IN (0, 1)),  -- 1: answers with voice notes
+    persona     TEXT    NOT NULL DEFAULT 'okun',  -- a built-in one; counts where persona_id is NULL
+    persona_id  INTEGER REFERENCES personas (id) ON DELETE SET NULL,
+    temper      TEXT    NOT NULL DEFAULT 'neutral',  -- likewise
+    temper_id   INTEGER REFERENCES tempers (id) ON DELETE SET NULL
 ) STRICT;
+CREATE INDEX chats__bound_to ON chats (persona_id) WHERE persona_id IS NOT NULL;  -- chats_bound
+CREATE INDEX chats__in_temper ON chats (temper_id) WHERE temper_id IS NOT NULL;  -- its foreign key
 
 -- A topic that was reset: messages up to this id are no context any more. Goes with its chat.
 CREATE TABLE resets (
@@ -79,7 +86,13 @@ CREATE TABLE messages (
     reply_to   INTEGER,
     edited_at  INTEGER,
     sentiment  REAL    NOT NULL DEFAULT 0 CHECK (sentiment BETWEEN -1 AND 1),
-    model_turn TEXT                            -- JSON: the model's own parts, to be echoed to it
+    model_turn TEXT,                           -- JSON: the model's own parts, to be echoed to it
+    lang       TEXT    NOT NULL DEFAULT '',    -- what Lexicon.mood saw in it: here and in the next three
+    emotion    TEXT    NOT NULL DEFAULT '',
+    question   INTEGER NOT NULL DEFAULT 0 CHECK (question IN (0, 1)),
+    conflict   INTEGER NOT NULL DEFAULT 0 CHECK (conflict IN (0, 1)),
+    topic      TEXT,                           -- what a model says it is about; NULL: none was asked
+    persona    TEXT                            -- of the bot's own: who it was then
 ) STRICT;
 CREATE UNIQUE INDEX messages__by_message ON messages (chat_id, message_id);  -- memory_window, of replies
 CREATE INDEX messages__newest_in_topic ON messages (chat_id, thread_id, id);  -- memory_window
@@ -87,6 +100,7 @@ CREATE INDEX messages__in_album ON messages (album) WHERE album IS NOT NULL;  --
 CREATE INDEX messages__of_speaker ON messages (user_id, chat_id) WHERE user_id IS NOT NULL;  -- forget_slice
 CREATE INDEX messages__own ON messages (chat_id) WHERE user_id IS NULL;  -- forget_own_slice
 CREATE INDEX messages__by_time ON messages (sent_at);  -- retention_slice
+CREATE INDEX messages__in_time ON messages (chat_id, sent_at) WHERE user_id IS NOT NULL;  -- mood_sample
 
 -- Who ever spoke in a chat, and the row of their first message, which may be gone: what the bot said since then may
 -- quote them. Goes with the person or the chat.
@@ -97,6 +111,23 @@ CREATE TABLE members (
     PRIMARY KEY (user_id, chat_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX members__in_chat ON members (chat_id, user_id);  -- PUT_MEMBER
+
+-- == Panels ==
+
+-- Something that a person makes in a chat, question by question: what was answered so far, and what is asked now.
+-- Deleted when it is done or dropped; the hourly cleanup deletes those untouched for a week; goes with the person or
+-- the chat.
+CREATE TABLE forms (
+    chat_id    INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    user_id    INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    kind       TEXT    NOT NULL,               -- persona, temper
+    data       TEXT    NOT NULL,               -- JSON
+    asks       TEXT    NOT NULL,               -- what the next words answer; '': nothing
+    message_id INTEGER,                        -- where the question stands
+    changed_at INTEGER NOT NULL,
+    PRIMARY KEY (chat_id, user_id, kind)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX forms__of_person ON forms (user_id);  -- export_head
 
 -- == Recall ==
 
@@ -183,7 +214,148 @@ CREATE TABLE analysis_cache (
     result    TEXT    NOT NULL,                -- JSON
     used_at   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX analysis_cache__of_chat ON analysis_cache (chat_id);  -- forget_derived
+CREATE INDEX analysis_cache__of_chat ON analysis_cache (chat_id);  -- analyses_slice
+CREATE INDEX analysis_cache__by_use ON analysis_cache (used_at);  -- analyses_clean
+
+-- == Analysis ==
+
+-- What people said in a chat in an hour (epoch / 3600): how many messages, the sum of their sentiments in thousandths,
+-- how many questions, attacks, and messages with each emotion. Always what messages come to, by the triggers below;
+-- goes with the messages or the chat.
+CREATE TABLE mood_hours (
+    chat_id   INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    hour      INTEGER NOT NULL,
+    messages  INTEGER NOT NULL,
+    sentiment INTEGER NOT NULL,
+    questions INTEGER NOT NULL,
+    conflicts INTEGER NOT NULL,
+    joy       INTEGER NOT NULL,
+    love      INTEGER NOT NULL,
+    surprise  INTEGER NOT NULL,
+    sadness   INTEGER NOT NULL,
+    fear      INTEGER NOT NULL,
+    anger     INTEGER NOT NULL,
+    PRIMARY KEY (chat_id, hour)
+) STRICT, WITHOUT ROWID;
+
+-- What one person said in a chat in an hour, likewise. Goes with the messages, the person or the chat.
+CREATE TABLE member_hours (
+    chat_id   INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    hour      INTEGER NOT NULL,
+    user_id   INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    messages  INTEGER NOT NULL,
+    sentiment INTEGER NOT NULL,
+    PRIMARY KEY (chat_id, hour, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX member_hours__of_person ON member_hours (user_id, chat_id);  -- load_profile
+CREATE TRIGGER messages__felt AFTER INSERT ON messages
+WHEN new.user_id IS NOT NULL AND new.kind <> 'command' BEGIN
+    INSERT INTO mood_hours (chat_id, hour, messages, sentiment, questions, conflicts, joy, love, surprise, sadness,
+                            fear, anger)
+    VALUES (new.chat_id, new.sent_at / 3600, 1, CAST(round(new.sentiment * 1000) AS INTEGER), new.question,
+            new.conflict, new.emotion = 'joy', new.emotion = 'love', new.emotion = 'surprise',
+            new.emotion = 'sadness', new.emotion = 'fear', new.emotion = 'anger')
+    ON CONFLICT (chat_id, hour) DO UPDATE SET messages = messages + 1, sentiment = sentiment + excluded.sentiment,
+        questions = questions + excluded.questions, conflicts = conflicts + excluded.conflicts,
+        joy = joy + excluded.joy, love = love + excluded.love, surprise = surprise + excluded.surprise,
+        sadness = sadness + excluded.sadness, fear = fear + excluded.fear, anger = anger + excluded.anger;
+    INSERT INTO member_hours (chat_id, hour, user_id, messages, sentiment)
+    VALUES (new.chat_id, new.sent_at / 3600, new.user_id, 1, CAST(round(new.sentiment * 1000) AS INTEGER))
+    ON CONFLICT (chat_id, hour, user_id) DO UPDATE SET messages = messages + 1,
+        sentiment = sentiment + excluded.sentiment;
+END;
+CREATE TRIGGER messages__gone AFTER DELETE ON messages
+WHEN old.user_id IS NOT NULL AND old.kind <> 'command' BEGIN
+    UPDATE mood_hours SET messages = messages - 1,
+        sentiment = sentiment - CAST(round(old.sentiment * 1000) AS INTEGER),
+        questions = questions - old.question, conflicts = conflicts - old.conflict,
+        joy = joy - (old.emotion = 'joy'), love = love - (old.emotion = 'love'),
+        surprise = surprise - (old.emotion = 'surprise'), sadness = sadness - (old.emotion = 'sadness'),
+        fear = fear - (old.emotion = 'fear'), anger = anger - (old.emotion = 'anger')
+    WHERE chat_id = old.chat_id AND hour = old.sent_at / 3600;
+    DELETE FROM mood_hours WHERE chat_id = old.chat_id AND hour = old.sent_at / 3600 AND messages < 1;
+    UPDATE member_hours SET messages = messages - 1,
+        sentiment = sentiment - CAST(round(old.sentiment * 1000) AS INTEGER)
+    WHERE chat_id = old.chat_id AND hour = old.sent_at / 3600 AND user_id = old.user_id;
+    DELETE FROM member_hours
+    WHERE chat_id = old.chat_id AND hour = old.sent_at / 3600 AND user_id = old.user_id AND messages < 1;
+END;
+CREATE TRIGGER messages__felt_no_more AFTER UPDATE OF sentiment, emotion, question, conflict, kind ON messages
+WHEN old.user_id IS NOT NULL AND old.kind <> 'command' BEGIN
+    UPDATE mood_hours SET messages = messages - 1,
+        sentiment = sentiment - CAST(round(old.sentiment * 1000) AS INTEGER),
+        questions = questions - old.question, conflicts = conflicts - old.conflict,
+        joy = joy - (old.emotion = 'joy'), love = love - (old.emotion = 'love'),
+        surprise = surprise - (old.emotion = 'surprise'), sadness = sadness - (old.emotion = 'sadness'),
+        fear = fear - (old.emotion = 'fear'), anger = anger - (old.emotion = 'anger')
+    WHERE chat_id = old.chat_id AND hour = old.sent_at / 3600;
+    DELETE FROM mood_hours WHERE chat_id = old.chat_id AND hour = old.sent_at / 3600 AND messages < 1;
+    UPDATE member_hours SET messages = messages - 1,
+        sentiment = sentiment - CAST(round(old.sentiment * 1000) AS INTEGER)
+    WHERE chat_id = old.chat_id AND hour = old.sent_at / 3600 AND user_id = old.user_id;
+    DELETE FROM member_hours
+    WHERE chat_id = old.chat_id AND hour = old.sent_at / 3600 AND user_id = old.user_id AND messages < 1;
+END;
+CREATE TRIGGER messages__felt_anew AFTER UPDATE OF sentiment, emotion, question, conflict, kind ON messages
+WHEN new.user_id IS NOT NULL AND new.kind <> 'command' BEGIN
+    INSERT INTO mood_hours (chat_id, hour, messages, sentiment, questions, conflicts, joy, love, surprise, sadness,
+                            fear, anger)
+    VALUES (new.chat_id, new.sent_at / 3600, 1, CAST(round(new.sentiment * 1000) AS INTEGER), new.question,
+            new.conflict, new.emotion = 'joy', new.emotion = 'love', new.emotion = 'surprise',
+            new.emotion = 'sadness', new.emotion = 'fear', new.emotion = 'anger')
+    ON CONFLICT (chat_id, hour) DO UPDATE SET messages = messages + 1, sentiment = sentiment + excluded.sentiment,
+        questions = questions + excluded.questions, conflicts = conflicts + excluded.conflicts,
+        joy = joy + excluded.joy, love = love + excluded.love, surprise = surprise + excluded.surprise,
+        sadness = sadness + excluded.sadness, fear = fear + excluded.fear, anger = anger + excluded.anger;
+    INSERT INTO member_hours (chat_id, hour, user_id, messages, sentiment)
+    VALUES (new.chat_id, new.sent_at / 3600, new.user_id, 1, CAST(round(new.sentiment * 1000) AS INTEGER))
+    ON CONFLICT (chat_id, hour, user_id) DO UPDATE SET messages = messages + 1,
+        sentiment = sentiment + excluded.sentiment;
+END;
+
+-- == Personas ==
+
+-- A persona that a user made. Deleted by its maker, or goes with them.
+CREATE TABLE personas (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,  -- of old lists' buttons
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    version INTEGER NOT NULL,                  -- the one that counts
+    link    TEXT UNIQUE                        -- of its deep link; NULL: never shared
+) STRICT;
+CREATE INDEX personas__of_person ON personas (user_id);  -- personas_of
+
+-- A persona as it was saved at one time. The oldest of many go; all go with the persona.
+CREATE TABLE persona_versions (
+    persona_id   INTEGER NOT NULL REFERENCES personas (id) ON DELETE CASCADE,
+    version      INTEGER NOT NULL,
+    saved_at     INTEGER NOT NULL,
+    name         TEXT    NOT NULL,
+    description  TEXT    NOT NULL,
+    bio          TEXT    NOT NULL,
+    character    TEXT    NOT NULL,
+    speech       TEXT    NOT NULL,
+    likes        TEXT    NOT NULL,
+    dislikes     TEXT    NOT NULL,
+    goals        TEXT    NOT NULL,
+    taboos       TEXT    NOT NULL,
+    style        TEXT    NOT NULL,
+    verbosity    TEXT    NOT NULL,
+    most         INTEGER NOT NULL CHECK (most BETWEEN 1 AND 3),  -- messages in one answer
+    group_policy TEXT    NOT NULL,             -- '': as the chat has it
+    media_policy TEXT    NOT NULL,
+    PRIMARY KEY (persona_id, version)
+) STRICT, WITHOUT ROWID;
+
+-- A temper that somebody made for a chat: a line of the prompt. Goes with its maker or its chat.
+CREATE TABLE tempers (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    chat_id INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    name    TEXT    NOT NULL,
+    line    TEXT    NOT NULL
+) STRICT;
+CREATE INDEX tempers__of_chat ON tempers (chat_id);  -- tempers_of
+CREATE INDEX tempers__of_person ON tempers (user_id);  -- export_head
 
 -- == Companion ==
 
@@ -230,4 +402,4 @@ CREATE TABLE inbox_seen (
     seen_at   INTEGER NOT NULL
 ) STRICT;
 
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;

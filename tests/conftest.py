@@ -90,10 +90,15 @@ class Dice(random.Random):
 
 @dataclass
 class Idle:
-    """Knows whether a query is in a database thread."""
+    """Knows whether a query is in a database thread, or anything else in one beside."""
 
     running: int = 0
     event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def ended(self, _: object = None) -> None:
+        self.running -= 1
+        if not self.running:
+            self.event.set()
 
 
 # -- Telegram without a network
@@ -262,7 +267,13 @@ class Reply:
 
     @property
     def text(self) -> str:
-        return str(self.raw.get("text") or self.raw.get("rich_message", {}).get("markdown", ""))
+        """Its words: the caption of a picture, the Markdown of a rich message."""
+        rich = self.raw.get("rich_message", {}).get("markdown", "")
+        return str(self.raw.get("text") or self.raw.get("caption") or rich)
+
+    @property
+    def picture(self) -> bool:
+        return "photo" in self.raw
 
     @property
     def thread(self) -> int:
@@ -286,12 +297,13 @@ class Reply:
     def data(self) -> list[str]:
         """The callback data behind the buttons."""
         rows = self.raw.get("reply_markup", {}).get("inline_keyboard", ())
-        return [button["callback_data"] for row in rows for button in row]
+        return [button["callback_data"] for row in rows for button in row if "callback_data" in button]
 
 
 @dataclass(frozen=True)
 class Pressed:
-    """What came of a press: the note that popped up, new messages, and the message with the button as it is now."""
+    """What came of a press: the note that popped up, new messages, and the message with the button as it is now (as it
+    was, where the bot deleted it)."""
 
     note: str | None
     replies: list[Reply]
@@ -351,16 +363,18 @@ class Room:
         telegram.press(self.chat, self.okun.person(by or self.by), label, message.id if message else None)
         query = telegram.queue[-1]["callback_query"]
         await self.okun.take()
-        pressed = Reply(self.chat.messages[query["message"]["message_id"]])
+        pressed = Reply(self.chat.messages.get(query["message"]["message_id"], query["message"]))
         new = [reply for reply in self.replies if reply.id not in before]
         return Pressed(self.okun.note(query["id"]), new, pressed)
 
     async def press_data(self, data: str, message: Reply, by: str | None = None) -> Pressed:
         """Press a forged button: any callback data."""
+        before = {reply.id for reply in self.replies}
         self.okun.telegram._pressed(self.okun.person(by or self.by), message.raw, data)
         query = self.okun.telegram.queue[-1]["callback_query"]
         await self.okun.take()
-        return Pressed(self.okun.note(query["id"]), [], Reply(self.chat.messages[message.id]))
+        new = [reply for reply in self.replies if reply.id not in before]
+        return Pressed(self.okun.note(query["id"]), new, Reply(self.chat.messages.get(message.id, message.raw)))
 
     def topic(self, name: str) -> Room:
         return replace(self, thread=self.okun.telegram.topic(self.chat, name))
@@ -508,19 +522,25 @@ def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def idle_counter(monkeypatch: pytest.MonkeyPatch) -> Idle:
-    """Counts the queries at work in database threads."""
+    """Counts what is at work in threads: queries, and what the event loop's executor was given."""
     idle, execute = Idle(), cast(Any, aiosqlite.Connection._execute)
+    run_in_executor = asyncio.BaseEventLoop.run_in_executor
 
     async def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         idle.running += 1
         try:
             return await execute(self, *args, **kwargs)
         finally:
-            idle.running -= 1
-            if not idle.running:
-                idle.event.set()
+            idle.ended()
+
+    def counted_beside(self: Any, *args: Any) -> Any:
+        idle.running += 1
+        future = run_in_executor(self, *args)
+        future.add_done_callback(idle.ended)
+        return future
 
     monkeypatch.setattr(aiosqlite.Connection, "_execute", counted)
+    monkeypatch.setattr(asyncio.BaseEventLoop, "run_in_executor", counted_beside)
     return idle
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import tomllib
+from collections import Counter
+from typing import Any
+
 import pytest
-from conftest import Later, Okun, Room
+from conftest import TEXTS, Later, Okun, Room, settings
 
 import bot
 
@@ -39,14 +44,14 @@ def test_a_negated_cold_word_is_no_complaint(lexicon: bot.Lexicon, text: str) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["no, this is awful", "ні, це жах", "нет, это ужас", "Не хочу. Чудово!", "not now — great"]
+    "text", ["no, this is awful", "ні, це жах", "нет, это ужас", "Не треба. Чудово!", "not now — great"]
 )
 def test_a_negation_ends_with_its_clause(lexicon: bot.Lexicon, text: str) -> None:
     assert (lexicon.sentiment(text) > 0) == ("great" in text or "Чудово" in text)
 
 
 def test_an_intensifier_strengthens(lexicon: bot.Lexicon) -> None:
-    for plain, strong in (("good", "very good"), ("добре", "дуже добре"), ("плохо", "очень плохо")):
+    for plain, strong in (("good", "very good"), ("гарно", "дуже гарно"), ("плохо", "очень плохо")):
         assert abs(lexicon.sentiment(strong)) > abs(lexicon.sentiment(plain)) > 0
 
 
@@ -106,6 +111,148 @@ def test_signs_agree_with_people(lexicon: bot.Lexicon, lang: str) -> None:
     assert 1 - len(wrong) / len(LABELLED[lang]) >= 0.85, wrong
 
 
+# -- the hand-labelled list
+
+SAID: list[dict[str, Any]] = tomllib.loads((bot.HERE / "tests" / "mood" / "labelled.toml").read_text("utf-8"))[
+    "message"
+]
+
+
+def test_the_hand_labelled_list_is_large_enough() -> None:
+    assert min(Counter(entry["lang"] for entry in SAID)[lang] for lang in bot.LANGS) >= 50
+    assert len({entry["text"] for entry in SAID}) == len(SAID) >= 150
+    assert {entry["sign"] for entry in SAID} == {-1, 0, 1}
+
+
+def test_the_sign_of_the_sentiment_agrees_with_people(lexicon: bot.Lexicon) -> None:
+    found = [(sign_of(lexicon.sentiment(entry["text"])), entry) for entry in SAID]
+    missed = [f"{entry['sign']:+} but {sign:+}: {entry['text']}" for sign, entry in found if sign != entry["sign"]]
+    share = 1 - len(missed) / len(SAID)
+    assert share >= 0.8, "\n".join([f"{share:.3f}", *missed])
+
+
+def test_the_language_agrees_with_people(lexicon: bot.Lexicon) -> None:
+    missed = [(entry["lang"], found, entry["text"]) for entry in SAID
+              if (found := lexicon.mood(entry["text"]).lang) != entry["lang"]]  # fmt: skip
+    assert 1 - len(missed) / len(SAID) >= 0.97, missed
+
+
+def sign_of(sentiment: float) -> int:
+    return (sentiment > 0) - (sentiment < 0)
+
+
+# -- what else a message tells
+
+
+SHORT = {
+    "uk": ["ні", "що", "привіт", "ти де", "дякую", "зрозумів", "добре", "мабуть", "Київ", "Wi-Fi не працює", "є", "їду",
+           "НІ", "ґанок", "ага, прийду", "будь ласка", "завтра о сьомій", "на добраніч", "смачно", "ось"],
+    "ru": ["нет", "что", "привет", "ты где", "спасибо", "понял", "хорошо", "наверно", "да", "Wi-Fi не работает", "ещё",
+           "выезжаю", "НЕТ", "ёлка", "сейчас приду", "пожалуйста", "завтра в семь", "спокойной ночи", "вкусно", "вот"],
+    "en": ["no", "what", "hi", "where are you", "thanks", "got it", "OK", "maybe", "Kyiv tomorrow", "lol", "brb",
+           "yes!", "NO", "see you at 7", "wifi is down"],
+    "": ["", "123", "😂", "!?", "...", "12:30", "https://example.com/привет", "@okun_bot", "👍👍"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lang", SHORT)
+def test_the_language_of_short_messages(lexicon: bot.Lexicon, lang: str) -> None:
+    missed = [(text, found) for text in SHORT[lang] if (found := lexicon.mood(text).lang) != lang]
+    assert len(missed) <= len(SHORT[lang]) * (0.1 if lang else 0), missed
+
+
+def test_a_language_that_nothing_tells_is_none_rather_than_a_wrong_one(lexicon: bot.Lexicon) -> None:
+    for text in ("угу", "ок", "круто", "норм", "ну", "12 грн", "😂 ага"):
+        assert lexicon.mood(text).lang == "", text
+
+
+FELT = [
+    ("я тебе кохаю ❤️", "love"), ("люблю тебя", "love"), ("i love you so much", "love"),
+    ("ура!!! 🎉", "joy"), ("ахахах", "joy"), ("happy birthday", "joy"), ("рада тебя видеть", "joy"),
+    ("ого, нічого собі 😮", "surprise"), ("wow, unbelievable", "surprise"), ("ничего себе!", "surprise"),
+    ("мені сумно 😢", "sadness"), ("так грустно", "sadness"), ("i am sad", "sadness"),
+    ("мені страшно", "fear"), ("я боюсь", "fear"), ("i am scared", "fear"),
+    ("мене це бісить 😡", "anger"), ("как же бесит", "anger"), ("i am furious", "anger"),
+    ("потяг о дев'ятій", ""), ("поезд в девять", ""), ("the train leaves at nine", ""), ("", ""), ("42", ""),
+]  # fmt: skip
+
+
+def test_emotions(lexicon: bot.Lexicon) -> None:
+    missed = [(text, found, felt) for text, felt in FELT if (found := lexicon.mood(text).emotion) != felt]
+    assert len(missed) <= 2, missed
+
+
+def test_an_emotion_is_the_one_named_most_often_and_of_equals_the_first() -> None:
+    assert bot.emotion_of(["fear", "anger", "anger"], 0.9, attacks=False) == "anger"
+    assert bot.emotion_of(["anger", "love"], 0.0, attacks=False) == "love"
+    assert bot.emotion_of([], 0.35, attacks=True) == "joy"
+    assert bot.emotion_of([], -0.35, attacks=False) == "sadness" and bot.emotion_of([], -0.35, attacks=True) == "anger"
+    assert bot.emotion_of([], 0.34, attacks=False) == bot.emotion_of([], -0.34, attacks=True) == ""
+
+
+def test_an_attack_on_a_person_is_a_conflict_and_grief_is_none(lexicon: bot.Lexicon) -> None:
+    for text in ("ти ідіот?", "он просто идиот", "shut up, you idiot", "заткнись"):
+        mood = lexicon.mood(text)
+        assert mood.conflict and mood.sentiment < 0, text
+    for text in ("мені сумно", "всё плохо", "this is awful", "the train leaves at nine", "дурниця яка"):
+        assert not lexicon.mood(text).conflict, text
+
+
+def test_a_question_is_marked_however_it_ends(lexicon: bot.Lexicon) -> None:
+    for text in ("ти де?", "правда?)))", "where are you?!", "хто йде на рибалку", "(чому?)", "a " * 1500 + "why?"):
+        assert lexicon.mood(text).question, text[-20:]
+    for text in ("я тут", "кто-то звонил", "де-небудь зустрінемось", "what-ever", ""):
+        assert not lexicon.mood(text).question, text
+        assert lexicon.mood(text).question == lexicon.open_question(text)
+
+
+def test_a_bracketed_aside_is_no_smile(lexicon: bot.Lexicon) -> None:
+    for text in (
+        "потяг о дев'ятій (завтра)",
+        "поезд в девять (вечера)",
+        "meet at nine (north side)",
+        "f=(a+b)",
+        "1) tea",
+    ):
+        assert lexicon.sentiment(text) == 0, text
+
+
+def test_smiles_and_frowns_count_with_and_without_eyes(lexicon: bot.Lexicon) -> None:
+    for text in ("потяг :)", "потяг:)", "потяг)", "потяг)))", "потяг ;-)", "потяг =)", "потяг :D", "(завтра) потяг)"):
+        assert lexicon.sentiment(text) > 0, text
+    for text in ("потяг :(", "потяг:(", "потяг(((", "потяг :-(", "потяг =("):
+        assert lexicon.sentiment(text) < 0, text
+
+
+def test_a_word_drawn_out_counts_as_the_word(lexicon: bot.Lexicon) -> None:
+    for text in ("goooood", "чудооооово", "хорошооооо", "ааааа чудово"):
+        assert lexicon.sentiment(text) > 0, text
+
+
+def test_addresses_say_nothing(lexicon: bot.Lexicon) -> None:
+    for text in ("https://good.example/awful", "@idiot_bot", "/love_me", "good@great.com"):
+        assert lexicon.mood(text) == bot.NO_MOOD, text
+
+
+def test_whatever_is_written_has_a_mood_within_its_bounds(lexicon: bot.Lexicon) -> None:
+    dice = random.Random(11)
+    pieces = ["good", "жах", "не ", "дуже ", "👍", "😡", ")", "(", ":", "D", "?", "\0", "\ud83d", "\u202e", "а" * 500,
+              "/", "@", " ", "\n", "ё", "ґ", "'", "1" * 50, "🏳️‍🌈", "ي", "中", "не очень", "кто-",
+              "http://"]  # fmt: skip
+    for _ in range(500):
+        mood = lexicon.mood("".join(dice.choices(pieces, k=dice.randrange(40))))
+        assert -1 <= mood.sentiment <= 1 and mood.emotion in ("", *bot.EMOTIONS) and mood.lang in ("", *bot.LANGS)
+        assert mood.question in (True, False) and mood.conflict in (True, False)
+    assert lexicon.mood("good " * 200_000).sentiment <= 1
+
+
+def test_what_a_message_says_does_not_depend_on_what_was_read_before() -> None:
+    texts = [entry["text"] for entry in SAID]
+    fresh, used = bot.Lexicon(TEXTS), bot.Lexicon(TEXTS)
+    backwards = {text: used.mood(text) for text in reversed(texts)}
+    assert [fresh.mood(text) for text in texts] == [backwards[text] for text in texts]
+
+
 # -- open questions and topics
 
 OPEN = [
@@ -130,16 +277,28 @@ def test_no_open_question(lexicon: bot.Lexicon, text: str) -> None:
     assert not lexicon.open_question(text)
 
 
-@pytest.mark.parametrize("text", ["яка риба клює", "Сьогодні ДОЩ", "рибалка зранку", "кофе на берегу", "рыбалка",
-                                  "we go fishing",
-                                  "Bitcoin again", "котики"])  # fmt: skip
+TOPICAL = ["яка риба клює", "Сьогодні ДОЩ", "рибалка зранку", "кофе на берегу", "рыбалка", "we go fishing",
+           "Bitcoin again", "котики"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TOPICAL)
 def test_a_topic_of_the_persona(lexicon: bot.Lexicon, text: str) -> None:
-    assert lexicon.on_topic(text, "okun")
+    assert lexicon.on_topic(text, bot.built_in_persona(TEXTS, "okun").topics)
+    assert not lexicon.on_topic(text, bot.Stems([]))
 
 
 @pytest.mark.parametrize("text", ["how are you", "йдемо в театр", "покупаем хлеб", "рибосома", "скот", "carpet"])
 def test_no_topic_of_the_persona(lexicon: bot.Lexicon, text: str) -> None:
-    assert not lexicon.on_topic(text, "okun")
+    assert not lexicon.on_topic(text, bot.built_in_persona(TEXTS, "okun").topics)
+
+
+@settings(group_policy="smart", random_reply_chance=0.0, smart_reply_chance=1.0)
+async def test_what_a_chat_joins_in_on_is_what_its_persona_likes(okun: Okun, group: Room) -> None:
+    okun.dice.always = 0.5
+    assert await group.say("the pike is biting") != []
+    await bot.set_chat(okun.app, group.id, persona=next(key for key in bot.BUILT_IN if key != "okun"))
+    await okun.later(600)
+    assert await group.say("the pike is biting") == []
 
 
 # -- conflict
@@ -210,8 +369,19 @@ async def test_a_quarrel_in_one_topic_is_not_one_in_another(okun: Okun) -> None:
     assert await conflict(okun, loud) and not await conflict(okun, calm)
 
 
-async def test_the_mood_is_stored_with_the_message(group: Room) -> None:
-    await group.say("this is great")
-    await group.say("this is awful")
-    [warm, cold] = group.rows("sentiment")
-    assert warm > 0 > cold
+async def test_the_mood_is_stored_with_the_message_and_anew_with_its_edit(group: Room, lexicon: bot.Lexicon) -> None:
+    columns = "sentiment, emotion, lang, question, conflict"
+    texts = ["this is great", "ти ідіот?", "ты где", "потяг"]
+    for text in texts:
+        await group.say(text)
+    assert group.rows(columns) == [tuple(lexicon.mood(text)) for text in texts]
+    await group.edit(group.last_id, "яке чудо ❤️, чи не так?")
+    assert group.rows(columns)[-1] == tuple(lexicon.mood("яке чудо ❤️, чи не так?")) != tuple(lexicon.mood("потяг"))
+
+
+@settings(local_analysis=False)
+async def test_without_local_analysis_nothing_is_read_into_messages(okun: Okun, group: Room) -> None:
+    await quarrel(group)
+    await group.edit(group.last_id, "this is awful?")
+    assert set(group.rows("sentiment, emotion, lang, question, conflict")) == {tuple(bot.NO_MOOD)}
+    assert not await conflict(okun, group)

@@ -37,7 +37,8 @@ async def chatter(room: Room, count: int, text: str = "the water is {} cm high t
     rows = []
     for n in range(first, first + count):
         sent_at, by = now - 60 * (first + count - n), (BORYS, VIRA)[n % 2]
-        rows.append((room.id, 10_000 + n, 0, by, sent_at, "text", text.format(n), None, None, None, None, 0.0, None))
+        said = (room.id, 10_000 + n, 0, by, sent_at, "text", text.format(n))
+        rows.append((*said, *[None] * 4, *bot.NO_MOOD, None, None))
     await room.okun.app.db.write({bot.PUT_MESSAGE: rows})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -75,16 +76,19 @@ async def test_a_smile_is_a_message_and_a_wrong_command_is_helped(terminal: Term
 
 
 async def test_commands_work(terminal: Terminal) -> None:
-    [line] = await terminal.type("/help")
-    assert "/settings — " in line
+    text, buttons = await terminal.type("/help")
+    assert "/settings — " in text and buttons.strip() == f":1 {terminal.t('menu.back')}"
 
 
 async def test_buttons_are_numbered_and_pressed_by_number(terminal: Terminal) -> None:
     menu = await terminal.type("/settings")
-    assert menu[1].split("  ")[-3:] == [":1 Rich layout", ":2 ✓ Plain text", ":3 Done"]
+    assert menu[1].split("  ")[-3:] == [":1 Rich layout", ":2 ✓ Plain text", f":3 {terminal.t('menu.back')}"]
     pressed = await terminal.type(":1")
     assert f"({terminal.t('settings.saved')})" in pressed and ":1 ✓ Rich layout" in pressed[1]
-    assert await terminal.type(":3") == [f"Okun: {terminal.t('settings.closed')}"]
+    menu = await terminal.type(":3")
+    assert menu[0] == f"Okun: {terminal.t('menu.text', name='Okun')}"
+    *_, last = re.findall(r":(\d+) ", menu[1])
+    assert await terminal.type(f":{last}") == [f"Okun: {terminal.t('menu.closed')}"]
     assert await terminal.type(":1") == [terminal.t("console.no_button", number=1)]
 
 

@@ -209,7 +209,7 @@ async def test_facts_keep_within_their_share_and_the_last_used_come_first(
 async def test_memory_of_somebody_unknown_is_empty(okun: Okun, group: Room) -> None:
     for lang, name in PEOPLE.items():
         [reply] = await group.say("/memory", by=name)
-        assert (reply.text, reply.buttons) == (okun.t("memory.empty", lang), [])
+        assert (reply.text, reply.buttons) == (okun.t("memory.empty", lang), [okun.t("menu.back", lang)])
 
 
 async def test_memory_lists_what_is_known_with_a_button_for_each(okun: Okun, group: Room) -> None:
@@ -217,16 +217,16 @@ async def test_memory_lists_what_is_known_with_a_button_for_each(okun: Okun, gro
         await teach(group, *FACTS[:2], by=name)
         [reply] = await group.say("/memory", by=name)
         assert reply.text == okun.t("memory.list", lang, facts=f"1. {FACTS[0]}\n2. {FACTS[1]}")
-        assert reply.buttons == ["✕ 1", "✕ 2"]
+        assert reply.buttons == ["✕ 1", "✕ 2", okun.t("menu.back", lang)]
 
 
 async def test_memory_shows_five_a_page_and_turns_around(okun: Okun, chat: Room) -> None:
     await teach(chat, *FACTS[:12])
     [reply] = await chat.say("/memory")
-    assert reply.buttons == ["✕ 1", "✕ 2", "✕ 3", "✕ 4", "✕ 5", "◀", "1/3", "▶"]
+    assert reply.buttons == ["✕ 1", "✕ 2", "✕ 3", "✕ 4", "✕ 5", "◀", "1/3", "▶", okun.t("menu.back")]
     last = (await chat.press("◀")).message
     assert shown(last.text) == [f"11. {FACTS[10]}", f"12. {FACTS[11]}"]
-    assert last.buttons == ["✕ 11", "✕ 12", "◀", "3/3", "▶"]
+    assert last.buttons == ["✕ 11", "✕ 12", "◀", "3/3", "▶", okun.t("menu.back")]
     first = (await chat.press("▶")).message
     assert (first.text, first.buttons) == (reply.text, reply.buttons)
     second = (await chat.press("▶")).message
@@ -258,7 +258,7 @@ async def test_after_the_very_last_fact_nothing_is_known(okun: Okun, chat: Room)
     await teach(chat, FACTS[0])
     await chat.say("/memory")
     message = (await chat.press("✕ 1")).message
-    assert (message.text, message.buttons) == (okun.t("memory.empty"), [])
+    assert (message.text, message.buttons) == (okun.t("memory.empty"), [okun.t("menu.back")])
 
 
 async def test_a_strangers_press_is_refused(okun: Okun, group: Room) -> None:
@@ -275,7 +275,7 @@ async def test_a_forged_press_deletes_nothing_of_another(okun: Okun, group: Room
     await teach(group, FACTS[1], by="Borys")
     [reply] = await group.say("/memory", by="Borys")
     [fact_id] = facts(okun, "user_id = 11", "id")
-    forged = bot.FactsPress(owner=BORYS, fact=fact_id, page=0).pack()
+    forged = bot.DoPress(owner=BORYS, name="mdel", arg=f"{fact_id}.0").pack()
     pressed = await group.press_data(forged, reply, by="Borys")
     assert pressed.note == okun.t("memory.gone", "uk")
     assert FACTS[0] in facts(okun) and FACTS[0] not in pressed.message.text
@@ -283,10 +283,10 @@ async def test_a_forged_press_deletes_nothing_of_another(okun: Okun, group: Room
 
 async def test_a_page_that_is_not_there_is_the_nearest(okun: Okun, chat: Room) -> None:
     await teach(chat, *FACTS[:7])
-    [reply] = await chat.say("/memory")
-    for page, nearest in ((-7, "1/2"), (99, "2/2")):
-        pressed = await chat.press_data(bot.FactsPress(owner=ANNA, fact=0, page=page).pack(), reply)
-        assert pressed.message.buttons[-2] == nearest
+    [shown] = await chat.say("/memory")
+    for page, nearest in (("-7", "1/2"), ("99", "2/2"), ("0", "1/2")):
+        shown = (await chat.press_data(bot.GoPress(owner=ANNA, name="memory", arg=page).pack(), shown)).message
+        assert shown.buttons[-3] == nearest
 
 
 async def test_private_memory_is_of_all_chats_with_their_titles(okun: Okun, chat: Room, group: Room) -> None:
@@ -450,7 +450,7 @@ async def test_a_summary_is_of_what_fell_out_of_the_window(okun: Okun, group: Ro
     await bot.update_summary(okun.app, group.id, 0)
     [ask] = summary_asks(model)
     told = ask.said[-1].text
-    assert ask.schema == bot.SUMMARY_SCHEMA and ask.chat_id == group.id
+    assert ask.schema == bot.SummaryAnswer.model_json_schema() and ask.chat_id == group.id
     assert "P1: Anna: chatter number 0\nP2: Borys: chatter number 1\nP3: Vira: chatter number 2" in told
     assert "chatter number 44" in told and "chatter number 45" not in told
 
@@ -661,23 +661,28 @@ async def test_half_a_character_in_an_answer_harms_nothing(okun: Okun, group: Ro
 
 
 RUBBISH_FACTS = [
-    [{"person": "P1", "fact": "plays the cello"}, {"person": "P1"}, {"fact": "x"}, {}, [], None, 7, "P1", ["P1", "x"],
-     {"person": 1, "fact": "x"}, {"person": "P1", "fact": ["x"]}, {"person": "P1", "fact": " "},
-     {"person": "P1", "fact": "\u200b"}, {"person": ["P1"], "fact": "x"}, {"person": None, "fact": None}],
-    {"P1": "x"},
-    "P1: x",
-    None,
-    5,
-    True,
+    {"person": "P1", "fact": "plays the cello"}, {"person": "P1"}, {"fact": "x"}, {}, [], None, 7, "P1", ["P1", "x"],
+    {"person": 1, "fact": "x"}, {"person": "P1", "fact": ["x"]}, {"person": "P1", "fact": " "},
+    {"person": "P1", "fact": "\u200b"}, {"person": ["P1"], "fact": "x"}, {"person": None, "fact": None},
 ]  # fmt: skip
 
 
 @settings(context_messages=5)
 async def test_rubbish_among_the_facts_harms_nothing(okun: Okun, group: Room) -> None:
-    for n, rubbish in enumerate(RUBBISH_FACTS):
-        await rolled(group, json.dumps({"summary": f"Part {n}.", "facts": rubbish}))
-        assert kept(okun) == [(group.id, 0, f"Part {n}.")]
+    await rolled(group, json.dumps({"summary": "They spoke of pike.", "facts": RUBBISH_FACTS}))
+    assert kept(okun) == [(group.id, 0, "They spoke of pike.")]
     assert facts(okun) == ["plays the cello"]
+
+
+@settings(context_messages=5)
+async def test_facts_that_are_no_list_are_asked_for_once_more(okun: Okun, group: Room, model: Script) -> None:
+    for n, rubbish in enumerate([{"P1": "x"}, "P1: x", None, 5, True]):
+        answers = iter([json.dumps({"summary": "x", "facts": rubbish}), answer(f"Part {n}.")])
+        model.says = lambda ask, answers=answers: next(answers) if ask.schema else "Yes"  # type: ignore[misc]
+        await chatter(group, 50)
+        await bot.update_summary(okun.app, group.id, 0)
+        assert "facts: " in model.heard and kept(okun) == [(group.id, 0, f"Part {n}.")]
+    assert facts(okun) == []
 
 
 @settings(context_messages=5)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
+import pydantic
 import pytest
 from fakes import STREAM, STREAM_END, FakeGemini, Reply, Request, Server, chunk_of, response
 
@@ -1098,7 +1099,19 @@ async def test_its_word_for_the_limit_is_learned_from_a_refusal(openai: bot.Llm,
 
 # -- answers as JSON
 
-SCHEMA = {"type": "object", "properties": {"fish": {"type": "string"}}, "required": ["fish"]}
+
+class Catch(pydantic.BaseModel):
+    """The shape that is asked for."""
+
+    fish: str
+
+
+class Basket(pydantic.RootModel[list[str]]):
+    """Several fish."""
+
+
+SCHEMA = Catch.model_json_schema()
+PIKE = Catch(fish="pike")
 
 
 def wanting(text: str = "Which fish?") -> bot.Ask:
@@ -1128,35 +1141,132 @@ JSON_ANSWERS = [
 
 @pytest.mark.parametrize("text", JSON_ANSWERS)
 async def test_json_is_found_in_whatever_surrounds_it(llm: bot.Llm, gemini: FakeGemini, text: str) -> None:
-    gemini.rule("fish", text)
-    assert await llm.extract(wanting()) == {"fish": "pike"}
+    gemini.rule("", text)
+    assert await llm.extract(question("Which fish?"), Catch) == PIKE
+    assert gemini.requests[-1].config["responseJsonSchema"] == SCHEMA
     assert outcomes() == [(SECOND, "ok")] and CALLS[0].capability == "light"
 
 
 async def test_a_list_may_be_the_answer(llm: bot.Llm, gemini: FakeGemini) -> None:
     gemini.rule("fish", 'Well: ["pike", "perch"]')
-    assert await llm.extract(wanting()) == ["pike", "perch"]
+    assert (await llm.extract(question("Which fish?"), Basket)).root == ["pike", "perch"]
 
 
-@pytest.mark.parametrize("text", ["I cannot say.", '{"fish": "pi', "```json\n```", "{fish}"])
+@pytest.mark.parametrize("text", ["I cannot say.", '{"fish": "pi', "```json\n```", '{"fish": null}'])
 async def test_what_is_no_json_is_asked_for_once_more(llm: bot.Llm, gemini: FakeGemini, text: str) -> None:
-    gemini.rule("fish", '{"fish": "pike"}')
-    gemini.rule("fish", text, times=1)
-    assert await llm.extract(wanting()) == {"fish": "pike"} and len(gemini.requests) == 2
+    gemini.rule("", '{"fish": "pike"}')
+    gemini.rule("", text, times=1)
+    assert await llm.extract(question("Which fish?"), Catch) == PIKE
+    first, second = gemini.requests
+    assert first.config["responseJsonSchema"] == second.config["responseJsonSchema"] == SCHEMA
+    asked, said, told = [(turn["role"], turn["parts"][0]["text"]) for turn in second.body["contents"]]
+    assert (asked, said) == (("user", "Which fish?"), ("model", text))
+    assert told[0] == "user" and ("fish: " if "null" in text else "no JSON in it") in told[1]  # what was wrong
 
 
 async def test_twice_no_json_is_no_answer(llm: bot.Llm, gemini: FakeGemini) -> None:
-    gemini.rule("fish", "I cannot say.")
+    gemini.rule("", "I cannot say.")
     with pytest.raises(bot.LlmError):
-        await llm.extract(wanting())
+        await llm.extract(wanting(), Catch)
     assert outcomes() == [(SECOND, "ok")] * 2
 
 
 async def test_a_refusal_is_not_asked_for_twice(llm: bot.Llm, gemini: FakeGemini) -> None:
     gemini.fault("blocked")
     with pytest.raises(bot.LlmError):
-        await llm.extract(wanting())
+        await llm.extract(wanting(), Catch)
     assert len(gemini.requests) == 1
+
+
+async def test_of_an_endless_answer_only_the_ends_are_sent_back(llm: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule("", '{"fish": "pike"}')
+    gemini.rule("", "begin " + "fish " * 20_000 + "end", times=1)
+    gemini_limit = 4000
+    assert await llm.extract(question("Which fish?"), Catch) == PIKE
+    sent_back = gemini.requests[1].body["contents"][1]["parts"][0]["text"]
+    assert sent_back.startswith("begin") and len(sent_back) < gemini_limit
+
+
+DEEP = "[" * 5000
+FOUND = [
+    ('{"fish": "pike"} {"fish": "perch"}', "pike"),  # the first of several
+    ('{"fishes": 3} or rather {"fish": "pike"}', "pike"),  # the first of the right shape
+    ('[1, 2] and {"fish": ["pike"]}, so {"fish": "pike"}', "pike"),
+    ('{"answer": {"fish": "carp"}} {"fish": "pike"}', "pike"),  # what lies within another value is no answer
+    ('```json\n{"fish": "pike"}\n```\n```json\n{"fish": "perch"}\n```', "pike"),
+    ('{ {{ [ {"fish": "pike"}', "pike"),
+    ('{"fish": "a } in a \\"string\\" {"} }', 'a } in a "string" {'),
+    ('{"fish": "pike", "weight": NaN, "price": -Infinity, "n": 1e999}', "pike"),
+    (f'{{"fish": "pike", "nest": {"[" * 400}{"]" * 400}}}', "pike"),
+    ('{"fish": "pi\\u0000ke"}', "pi\0ke"),
+    ('{"fish": "\\ud83d\\ude00"}', "😀"),
+    ('\u2028\0{"fish": "pike"}\0', "pike"),
+    (f'{{"fish": "{"x" * 1_000_000}"}}', "x" * 1_000_000),
+]
+LOST = [
+    "", " ", "null", "pike", '"pike"', "17", "NaN", "-Infinity", "1" * 5000, "[]", "{}", "[[[]]]", '["fish", "pike"]',
+    '{"fish": 3}', '{"fish": NaN}', '{"fish": null}', '{"fish": {"fish": null}}', "{'fish': 'pike'}", '{"fish": "pike',
+    DEEP, DEEP + "]" * 5000, '{"a":' * 5000, '{"fish":' + DEEP + "]" * 5000 + "}",
+    '{"fish": ' + "9" * 5000 + "}", "{" * 100_000, "[{" * 50_000 + '"', "\ud83d", '{"\ud83d": "\ude00"}', "\0" * 9,
+]  # fmt: skip
+
+
+def test_the_first_json_of_the_shape_is_read_whatever_surrounds_it() -> None:
+    for text, fish in FOUND:
+        assert bot.read_json(text, Catch).fish == fish, text[:60]
+
+
+def test_where_there_is_none_of_the_shape_it_is_a_value_error_that_tells_why() -> None:
+    for text in LOST:
+        with pytest.raises(ValueError, match=r"there is no JSON in it|: ") as caught:
+            bot.read_json(text, Catch)
+        assert len(str(caught.value)) < 300, text[:60]
+
+
+def test_a_list_is_read_as_well_as_an_object() -> None:
+    assert bot.read_json('Here: ```["pike"]``` {"fish": 1}', Basket).root == ["pike"]
+    assert bot.read_json('[{"fish": "pike"}] ["perch"]', Basket).root == ["perch"]
+
+
+SOUND = (  # for each of the shapes
+    '{"fish": "pike", "summary": "Pike.", "facts": [{"person": "P1", "fact": "x"}], '
+    '"messages": [{"n": 1, "sentiment": 0.5, "topic": "fish"}]}'
+)
+
+
+def rubbish(dice: random.Random) -> str:
+    """Something a model might write: shuffled pieces of JSON, of chatter and of what neither can hold."""
+    pieces = [
+        '{"fish"', ": ", '"pike"', "}", "[", "]", "{", ",", "```json\n", "```", "Sure! ", "NaN", "1e999", "\\ud83d",
+        "\ud83d", "\0", "null", '{"summary": "', '", "facts": [', '{"person": "P1", "fact": ', "]}", "🐟", "[" * 3000,
+        '{"n": 1, "sentiment": ', '"messages": [', '"topic": "', "-7", "\u2029", '\\"', "9" * 5000,
+    ]  # fmt: skip
+    text = "".join(dice.choices(pieces, k=dice.randrange(30)))
+    at, to = sorted(dice.choices(range(len(SOUND)), k=2))
+    return dice.choice([text, SOUND[:at] + SOUND[to:], SOUND[:at] + text + SOUND[at:], text + SOUND])
+
+
+@pytest.mark.parametrize("shape", [Catch, bot.SummaryAnswer, bot.BatchAnswer])
+async def test_whatever_a_model_writes_nothing_but_an_answer_or_a_refusal_comes_of_it(
+    make: Make, shape: type[pydantic.BaseModel]
+) -> None:
+    llm, dice, ends = make(), random.Random(4), {"answer": 0, "refusal": 0}
+    asked: list[bot.Ask] = []
+
+    async def writes(ask: bot.Ask, *args: Any, **how: Any) -> bot.Answer:
+        asked.append(ask)
+        return bot.Answer(rubbish(dice))
+
+    llm.chat = writes  # type: ignore[method-assign]
+    for _ in range(60):
+        before = len(asked)
+        try:
+            assert isinstance(await llm.extract(question("Which fish?"), shape), shape)
+            ends["answer"] += 1
+        except bot.LlmError:
+            ends["refusal"] += 1
+            assert len(asked) - before == 2
+    assert ends["answer"] and ends["refusal"] and sum(ends.values()) == 60
 
 
 # -- capabilities
@@ -1164,7 +1274,7 @@ async def test_a_refusal_is_not_asked_for_twice(llm: bot.Llm, gemini: FakeGemini
 EMBED, TTS = "gemini-embedding-001", "gemini-2.5-flash-preview-tts"
 Job = Callable[[bot.Llm], Awaitable[Any]]
 JOBS: dict[bot.Capability, tuple[str, Job]] = {
-    "light": (SECOND, lambda llm: llm.extract(wanting())),
+    "light": (SECOND, lambda llm: llm.extract(wanting(), Catch)),
     "embed": (EMBED, lambda llm: llm.embed(["pike", "perch"])),
     "speak": (TTS, lambda llm: llm.speak("Hello.", 5, 6)),
 }
@@ -1207,7 +1317,7 @@ async def test_each_capability_has_its_own_breaker(
 async def test_background_work_takes_no_place_of_talk(make: Make, gemini: FakeGemini) -> None:
     llm = make(MAX_PARALLEL_LLM=2)
     gemini.fault("hang", 2, SECOND)
-    jobs = [asyncio.create_task(llm.extract(wanting())) for _ in range(3)]
+    jobs = [asyncio.create_task(llm.extract(wanting(), Catch)) for _ in range(3)]
     await gemini.until(lambda: len(gemini.requests) == 2)
     assert llm.slots["light"].locked() and not llm.slots["chat"].locked()
     assert (await llm.chat(question())).text and len(gemini.requests) == 3  # the third job waits for a place
@@ -1236,7 +1346,7 @@ def test_what_can_be_done_is_known_before_it_is_tried(make: Make, given: dict[st
 
 async def test_light_work_goes_to_the_other_api_where_there_is_no_gemini(openai: bot.Llm, gemini: FakeGemini) -> None:
     gemini.rule("fish", '{"fish": "pike"}')
-    assert await openai.extract(wanting()) == {"fish": "pike"}
+    assert await openai.extract(wanting(), Catch) == PIKE
     assert outcomes() == [("gpt-fish", "ok")] and CALLS[0].capability == "light"
 
 

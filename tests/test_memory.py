@@ -320,15 +320,15 @@ async def test_the_window_is_bounded_in_messages(chat: Room, model: Script) -> N
 
 def test_the_window_is_bounded_in_tokens_newest_first() -> None:
     rows = [past(message_id=9 - n, text="x" * 40, sent_at=int(NOON)) for n in range(9)]
-    entries, now = bot.conversation(rows, frozenset({9}), 11 * 4, names=False)
+    entries, now = bot.conversation(rows, frozenset({9}), 11 * 4, names=False, persona="okun")
     assert (len(entries), len(now)) == (3, 1)
 
 
 def test_the_current_message_comes_first_in_any_budget() -> None:
     rows = [past(text="now " * 50), past(message_id=0, text="before " * 50)]
-    entries, now = bot.conversation(rows, frozenset({1}), 60, names=False)
+    entries, now = bot.conversation(rows, frozenset({1}), 60, names=False, persona="okun")
     assert (entries, now) == ([], ["now " * 50])
-    entries, [line] = bot.conversation(rows, frozenset({1}), 5, names=False)
+    entries, [line] = bot.conversation(rows, frozenset({1}), 5, names=False, persona="okun")
     assert entries == [] and line.startswith("now")
 
 

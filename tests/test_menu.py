@@ -11,6 +11,8 @@ import bot
 
 PEOPLE = {"en": "Anna", "uk": "Borys", "ru": "Vira"}
 NAMES = "окунь, okun"
+LANG_NAMES = {"uk": "Українська", "ru": "Русский", "en": "English"}
+POLICIES = ("always", "smart", "mention", "never", "persona")
 MENUS = ("start", "settings", "lang")
 EVERY_MENU = [(lang, place, name) for lang in PEOPLE for place in ("private", "group") for name in MENUS]
 langs = pytest.mark.parametrize("lang", PEOPLE)
@@ -32,7 +34,7 @@ def room_of(okun: Okun, lang: str, place: str) -> Room:
 async def test_start_in_private_greets_and_offers_buttons(okun: Okun, lang: str) -> None:
     [reply] = await room_of(okun, lang, "private").say("/start")
     assert reply.text == okun.t("start.private", lang, names=NAMES)
-    assert reply.buttons == [okun.t(f"start.button.{name}", lang) for name in ("help", "settings", "lang")]
+    assert reply.buttons == [okun.t(f"start.button.{name}", lang) for name in ("menu", "help", "settings", "lang")]
 
 
 @langs
@@ -54,7 +56,8 @@ async def test_help_names_every_command_of_the_place(okun: Okun, lang: str, plac
 async def test_settings_in_private(okun: Okun, lang: str) -> None:
     [reply] = await room_of(okun, lang, "private").say("/settings")
     assert reply.text == okun.t("settings.private", lang)
-    assert okun.t("settings.close", lang) in reply.buttons
+    assert {okun.t("settings.rich.on", lang), f"✓ {okun.t('settings.rich.off', lang)}"} <= {*reply.buttons}
+    assert reply.buttons[-1] == okun.t("menu.back", lang)
 
 
 @langs
@@ -62,7 +65,15 @@ async def test_settings_in_a_group_say_what_holds(okun: Okun, lang: str) -> None
     group = room_of(okun, lang, "group")
     [reply] = await group.say("/settings")
     assert okun.t("settings.policy_is.smart", lang) in reply.text and okun.t("settings.quiet_off", lang) in reply.text
-    assert f"✓ {okun.t('settings.policy.smart', lang)}" in reply.buttons
+    policies = [
+        label.removeprefix("✓ ")
+        for label, data in zip(reply.buttons, reply.data, strict=True)
+        if ":set:policy." in data
+    ]
+    assert policies == [okun.t(f"settings.policy.{name}", lang) for name in POLICIES]
+    assert [label for label in reply.buttons[:5] if label.startswith("✓")] == [
+        f"✓ {okun.t('settings.policy.persona', lang)}"
+    ]
     await group.say("/quiet 2h")
     [reply] = await group.say("/settings")
     assert okun.t("settings.quiet_on", lang) in reply.text
@@ -71,7 +82,8 @@ async def test_settings_in_a_group_say_what_holds(okun: Okun, lang: str) -> None
 @langs
 async def test_lang_asks_in_all_three(okun: Okun, lang: str) -> None:
     [reply] = await room_of(okun, lang, "private").say("/lang")
-    assert (reply.text, reply.buttons) == (okun.t("lang.ask", lang), ["Українська", "Русский", "English"])
+    names = [f"✓ {name}" if code == lang else name for code, name in LANG_NAMES.items()]
+    assert (reply.text, reply.buttons) == (okun.t("lang.ask", lang), [*names, okun.t("menu.back", lang)])
 
 
 @langs
@@ -262,15 +274,8 @@ async def test_a_new_admin_is_known_within_a_minute(okun: Okun, group: Room, lat
 # -- every button
 
 
-def test_the_menus_above_are_all_there_are() -> None:
-    assert {"start", "settings", "lang"} <= bot.COMMANDS.keys() and set(bot.BUTTONS) == {
-        "s1",
-        "l1",
-        "m1",
-        "k1",
-        "f1",
-        "r1",
-    }
+def test_the_kinds_of_buttons_are_panels_acts_and_forgetting() -> None:
+    assert {*MENUS} <= bot.COMMANDS.keys() and {*bot.BUTTONS} == {"m2", "d1", "f1"}
 
 
 @pytest.mark.parametrize(("lang", "place", "name"), EVERY_MENU)
@@ -307,28 +312,34 @@ async def test_callback_data_fit_whoever_presses(okun: Okun, name: str) -> None:
         assert menu.data and all(len(data.encode()) <= 64 for data in menu.data)
 
 
-FORGED = ["s1", "s1:", "s1:11", "s1:11:policy", "s1:11:policy:loud", "s1:11:nonsense:x", "s1:11:rich:",
-          "s1:eleven:rich:on",
-          "s1:11:rich:on:more", "s0:11:rich:on", "x9:11:a", ":", "::", "s1:1١:rich:on1", "l1:11:xx", "l1:11:", "l1:11",
-          "m1:11:nonsense", "m1:11:__class__", "m1:11:", "🐟", "null", "s1:11:__init__:on",
-          "s1:11:told_no_key:1"]  # fmt: skip
+FORGED = ["s1", "s1:", "s1:11", "s1:11:policy", "s1:11:policy:always", "s1:11:rich:on", "s1:11:close:", "l1:11:uk",
+          "l1:11:xx", "m1:11:settings", "m1:11:cancel", "m1:11:", "k1:11:1:0", "r1:11:1:0",
+          "d1", "d1:", "d1:11", "d1:11:set", "d1:11:set:", "d1:11:set:policy", "d1:11:set:policy.loud",
+          "d1:11:set:policy.always.", "d1:11:set:nonsense.x", "d1:11:set:rich.", "d1:11:set:rich.1",
+          "d1:11:set:told_no_key.1", "d1:11:set:__init__.on", "d1:eleven:set:rich.on", "d1:11:set:rich.on:more",
+          "d1:1١:set:rich.on1", "d1:12:set:rich.on", "d1::set:rich.on", "d1:-11:set:rich.on", "d1:11:SET:rich.on",
+          "d1:11:lang:xx", "d1:11:lang:", "d1:11:lang:__class__", "d1:11:menu:", "d1:11:__class__:",
+          "m2", "m2:", "m2:11", "m2:11:", "m2:11::", "m2:11:nonsense:", "m2:11:set:rich.on", "m2:11:__class__:",
+          "m2:11:menu", "m2:11:menu:::", "m2:12:menu:", "m2:11:cancel:", "f1", "f1:11", "f1:11:nobody", "f1:12:all",
+          "m0:11:menu:", "s0:11:rich:on", "x9:11:a", ":", "::", "🐟", "null", "m2:11:🐟:🐟"]  # fmt: skip
 
 
-@pytest.mark.parametrize("data", FORGED)
-async def test_forged_and_outdated_data_are_answered_kindly(okun: Okun, chat: Room, data: str) -> None:
+async def test_forged_and_outdated_data_are_answered_kindly(okun: Okun, chat: Room) -> None:
     [menu] = await chat.say("/settings")
     before = okun.rows("SELECT * FROM chats"), okun.rows("SELECT * FROM users")
-    pressed = await chat.press_data(data, menu)
-    assert pressed.note in (okun.t("button.old"), okun.t("button.not_yours"))
-    assert (okun.rows("SELECT * FROM chats"), okun.rows("SELECT * FROM users")) == before
-    assert okun.inbox_rows == [] and not okun.failures
+    for data in FORGED:
+        pressed = await chat.press_data(data, menu)
+        assert pressed.note in (okun.t("button.old"), okun.t("button.not_yours")), data
+        assert pressed.message.raw == menu.raw and len(chat.replies) == 1, data
+        assert (okun.rows("SELECT * FROM chats"), okun.rows("SELECT * FROM users")) == before, data
+        assert okun.inbox_rows == [] and not okun.failures, data
 
 
 async def test_a_forged_owner_does_not_make_an_admin(okun: Okun, group: Room) -> None:
     [menu] = await group.say("/settings", by="Olena")
-    pressed = await group.press_data(f"s1:{BORYS}:policy:always", menu, by="Borys")
+    pressed = await group.press_data(f"d1:{BORYS}:set:policy.always", menu, by="Borys")
     assert pressed.note == okun.t("error.admins_only", "uk")
-    pressed = await group.press_data(f"s1:{group.id}:policy:always", menu, by="Borys")
+    pressed = await group.press_data(f"d1:{group.id}:set:policy.always", menu, by="Borys")
     assert pressed.note == okun.t("button.not_yours", "uk")
     assert okun.rows("SELECT policy FROM chats") == [(None,)]
 
@@ -338,7 +349,8 @@ async def test_a_forged_command_button_runs_no_command_of_owners(
 ) -> None:
     monkeypatch.setitem(bot.COMMANDS, "cancel", dataclasses.replace(bot.COMMANDS["cancel"], owner=True))
     [menu] = await chat.say("/start")
-    assert (await chat.press_data(f"m1:{ANNA}:cancel", menu)).note == okun.t("button.old")
+    for data in (f"m1:{ANNA}:cancel", f"m2:{ANNA}:cancel:", f"d1:{ANNA}:cancel:"):
+        assert (await chat.press_data(data, menu)).note == okun.t("button.old")
 
 
 async def test_an_admin_who_is_none_any_more_changes_nothing(okun: Okun, group: Room, later: Later) -> None:
@@ -411,22 +423,25 @@ async def test_settings_change_in_place_and_for_good(okun: Okun, lang: str) -> N
     await okun.restart()
     [again] = await group.say("/settings")
     assert again.text == pressed.message.text and again.buttons == pressed.message.buttons
-    assert (await group.press(okun.t("settings.close", lang))).message.buttons == []
+    menu = (await group.press(okun.t("menu.back", lang))).message
+    assert menu.id == again.id and menu.buttons[-1] == okun.t("menu.close", lang)
+    closed = (await group.press(okun.t("menu.close", lang))).message
+    assert (closed.text, closed.buttons) == (okun.t("menu.closed", lang), [])
 
 
-async def test_the_start_menu_leads_on(okun: Okun, chat: Room) -> None:
-    [menu] = await chat.say("/start")
-    for name, key in (("settings", "settings.private"), ("lang", "lang.ask")):
-        pressed = await chat.press(okun.t(f"start.button.{name}"), message=menu)
-        assert [reply.text for reply in pressed.replies] == [okun.t(key)]
-    [text] = [reply.text for reply in (await chat.press(okun.t("start.button.help"), message=menu)).replies]
-    assert "/quiet — " in text
+async def test_the_start_menu_leads_on_in_place(okun: Okun, chat: Room) -> None:
+    for name, text in (("menu", okun.t("menu.text", name="Okun")), ("settings", okun.t("settings.private")),
+                       ("lang", okun.t("lang.ask")), ("help", "/cancel — ")):  # fmt: skip
+        [start] = await chat.say("/start")
+        pressed = await chat.press(okun.t(f"start.button.{name}"), message=start)
+        assert text in pressed.message.text and pressed.message.id == start.id and not pressed.replies
 
 
 async def test_lang_by_a_button(okun: Okun, chat: Room) -> None:
     await chat.say("/lang")
     pressed = await chat.press("Русский")
-    assert (pressed.message.text, pressed.message.buttons) == (okun.t("lang.set", "ru"), [])
+    assert pressed.message.text == okun.t("lang.set", "ru")
+    assert pressed.message.buttons == ["Українська", "✓ Русский", "English", okun.t("menu.back", "ru")]
     assert [reply.text for reply in await chat.say("/cancel")] == [okun.t("cancel.nothing", "ru")]
 
 
@@ -500,8 +515,12 @@ async def test_commands_are_registered_per_language_and_place_once(okun: Okun) -
     scopes = ('{"type":"all_private_chats"}', '{"type":"all_group_chats"}')
     assert shown.keys() == {(scope, lang) for scope in scopes for lang in ("", *bot.LANGS)}
     for lang in bot.LANGS:
-        names = {entry["command"]: entry["description"] for entry in shown[scopes[0], lang]}
-        assert names == {name: okun.t(f"command.{name}", lang) for name in bot.COMMANDS}
+        for scope, place in zip(scopes, ("private", "group"), strict=True):
+            names = {entry["command"]: entry["description"] for entry in shown[scope, lang]}
+            assert names == {
+                name: okun.t(f"command.{name}", lang) for name, spec in bot.COMMANDS.items() if place in spec.places
+            }
+        assert "quiet" in names
     assert shown[scopes[0], ""] == shown[scopes[0], "uk"]
     calls = len(okun.called("setMyCommands"))
     await bot.register_commands(okun.app)
@@ -543,8 +562,6 @@ async def test_owners_are_shown_their_own_commands(okun: Okun, monkeypatch: pyte
 async def test_the_panel_does_not_promise_unasked_words_that_the_policy_forbids(
     okun: Okun, group: Room, policy: str, key: str
 ) -> None:
-    await group.say("hi")  # the chat is known from its first message
-    await bot.set_chat(okun.app, group.id, policy=policy)
-    who = bot.Who(group.id, 0, 1, "en", private=False)
-    text, _ = bot.settings_panel(okun.app, who, await bot.chat_settings(okun.app, group.id), 1)
-    assert okun.t(f"settings.quiet_{key}") in text
+    await group.say("/settings", by="Olena")
+    await group.press(okun.t(f"settings.policy.{policy}", "uk"), by="Olena")
+    assert okun.t(f"settings.quiet_{key}", "uk") in group.replies[-1].text

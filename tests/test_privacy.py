@@ -149,7 +149,7 @@ async def test_the_lives_of_these_tests_leave_words_everywhere(okun: Okun) -> No
                          "passages.words", "index", "facts.text", "reminders.text", "summaries.text",
                          "analysis_cache.result", "inbox.raw"}  # fmt: skip
     assert places(okun, *HERS) == places_with_words
-    assert rows_of(okun, XENIA) == {"users", "members", "messages", "facts", "reminders"}
+    assert rows_of(okun, XENIA) == {"users", "members", "messages", "member_hours", "facts", "reminders"}
     assert count(okun, "embeddings_cache") == 1 and count(okun, "messages", "user_id IS NULL AND text LIKE '%qzx%'") > 3
 
 
@@ -254,11 +254,12 @@ async def test_forgetting_asks_first_and_no_means_no(okun: Okun, group: Room) ->
     for lang, name in PEOPLE.items():
         room = okun.private(name)
         labels = [okun.t(f"forget.button.{scope}", lang) for scope in ("here", "all", "no")]
+        back = okun.t("menu.back", lang)
         [reply] = await room.say(ME)
-        assert (reply.text, reply.buttons) == (okun.t("forget.ask", lang), labels)
+        assert (reply.text, reply.buttons) == (okun.t("forget.ask", lang), [*labels, back])
         assert (await room.press(labels[2])).message.text == okun.t("forget.kept", lang)
         [reply] = await group.say(ME, by=name)
-        assert (reply.text, reply.buttons) == (okun.t("forget.ask_group", lang), [labels[0], labels[2]])
+        assert (reply.text, reply.buttons) == (okun.t("forget.ask_group", lang), [labels[0], labels[2], back])
     assert count(okun, "users") == 3 and count(okun, "messages") == 12
 
 
@@ -888,10 +889,10 @@ async def test_a_fact_deleted_by_its_button_is_in_no_byte_after_the_cleanup(okun
     # the page shows them, and is stored as what the bot said
     who = bot.Who(chat.id, 0, ANNA, "en", private=True)
     for _ in words:
-        _, markup = await bot.memory_page(okun.app, who, ANNA, 0)
-        assert markup
-        data = bot.FactsPress.unpack(markup.inline_keyboard[0][0].callback_data or "")
-        await bot.on_memory_press(okun.app, who, bot.Press(1, ""), data)
+        shown = await bot.panel_for(okun.app, who, "memory", ANNA)
+        _, data = shown.rows[0][0]
+        assert isinstance(data, bot.DoPress)
+        await bot.on_do_press(okun.app, who, bot.Press(1, ""), data)
     assert left_in(okun, words) == words
     await bot.clean(okun.app)
     assert left_in(okun, words) == []

@@ -37,7 +37,7 @@ async def put(okun: Okun, chat_id: int, *lines: Line, ago: float = DAY, kind: st
     start = int(NOON + okun.clock.passed - ago) - 60 * len(lines)
     people = {by: None if by == BOT else okun.person(by)["id"] for by, _ in lines}
     messages = [
-        (chat_id, None, thread, people[by], start + 60 * n, kind, text, None, None, None, None, 0.0, None)
+        (chat_id, None, thread, people[by], start + 60 * n, kind, text, *[None] * 4, *bot.NO_MOOD, None, None)
         for n, (by, text) in enumerate(lines)
     ]
     users = [(id_, name, None, None, None) for name, id_ in people.items() if id_]

@@ -1316,11 +1316,11 @@ async def test_reminders_lists_what_is_to_come(okun: Okun) -> None:
     for lang, name in PEOPLE.items():
         chat = okun.private(name)
         [reply] = await chat.say("/reminders")
-        assert (reply.text, reply.buttons) == (okun.t("reminder.none", lang), [])
+        assert (reply.text, reply.buttons) == (okun.t("reminder.none", lang), [okun.t("menu.back", lang)])
         await chat.say(ASK[lang])
         [reply] = await chat.say("/reminders")
         assert reply.text == okun.t("reminder.list", lang, reminders=f"1. {WHEN[lang]} – {WISH[lang]}")
-        assert reply.buttons == ["✕ 1"]
+        assert reply.buttons == ["✕ 1", okun.t("menu.back", lang)]
 
 
 #  asked, and how it is said in each language
@@ -1349,7 +1349,7 @@ async def test_a_long_list_has_pages_that_go_around(okun: Okun, chat: Room) -> N
     await keep(chat, ANNA, *(f"wish {n}" for n in range(1, 8)))
     [reply] = await chat.say("/reminders")
     assert wishes_in(reply.text) == [f"wish {n}" for n in range(1, 6)]
-    assert reply.buttons == [*(f"✕ {n}" for n in range(1, 6)), "◀", "1/2", "▶"]
+    assert reply.buttons == [*(f"✕ {n}" for n in range(1, 6)), "◀", "1/2", "▶", okun.t("menu.back")]
     for label, shown_then in (("▶", ["wish 6", "wish 7"]), ("▶", ["wish 1"]), ("◀", ["wish 6", "wish 7"])):
         pressed = await chat.press(label)
         assert wishes_in(pressed.message.text)[:2][: len(shown_then)] == shown_then
@@ -1377,9 +1377,9 @@ async def test_the_last_of_a_page_leads_to_the_one_before(okun: Okun, chat: Room
 async def test_what_is_gone_already_says_so(okun: Okun, chat: Room) -> None:
     await keep(chat, ANNA, "wish 1")
     [reply] = await chat.say("/reminders")
-    [data] = reply.data
+    [data, _] = reply.data
     pressed = await chat.press("✕ 1")
-    assert (pressed.message.text, pressed.message.buttons) == (okun.t("reminder.none"), [])
+    assert (pressed.message.text, pressed.message.buttons) == (okun.t("reminder.none"), [okun.t("menu.back")])
     pressed = await chat.press_data(data, pressed.message)
     assert (pressed.note, pressed.message.text) == (okun.t("reminder.gone"), okun.t("reminder.none"))
 

@@ -24,11 +24,23 @@ COMPOSED = {
     "reply.{}": ["length", "cut"],
     "command.{}": list(bot.COMMANDS),
     "help.{}": ["private", "group"],
-    "start.button.{}": ["help", "settings", "lang"],
+    "start.button.{}": ["menu", "help", "settings", "lang"],
+    "menu.to.{}": [panel.name for panel in bot.PANELS.values() if panel.entry is not None],
+    "persona.is.{}.name": list(bot.BUILT_IN),
+    "persona.is.{}.about": list(bot.BUILT_IN),
+    "persona.field.{}": [*bot.STEPS, *bot.CHOICES],
+    "persona.{}.{}": [f"{name}.{value or 'chat'}" for name, values in bot.CHOICES.items() for value in values],
+    "persona.ask.{}": list(bot.STEPS),
+    "temper.is.{}": list(bot.TEMPERS),
+    "temper.ask.{}": ["name", "line"],
+    "mood.tone.{}": [name for _, name in bot.TONES],
+    "mood.emotion.{}": list(bot.EMOTIONS),
+    "mood.period.{}": list(bot.PERIODS),
+    "mood.over.{}": list(bot.PERIODS),
     "forget.button.{}": ["here", "all", "no"],
     "forget.done_{}": ["here", "all"],
     "settings.{}.{}": [f"{name}.{value}" for name, values in bot.SETTINGS_VALUES.items() for value in values],
-    "settings.policy_is.{}": list(bot.SETTINGS_VALUES["policy"]),
+    "settings.policy_is.{}": ["always", "smart", "mention", "never"],
     "fault.{}": ["token", "number", "switch", "ids", "choice", "url", "timezone", "hours", "secret", "unknown",
                  "unknown_close"],
 }  # fmt: skip
@@ -117,10 +129,21 @@ def test_each_text_can_be_filled_in(lang: str) -> None:
 
 @pytest.mark.parametrize("lang", bot.LANGS)
 def test_each_language_has_the_same_word_lists(lang: str) -> None:
-    lists = {name: type(value) for name, value in TEXTS.words("en", "words").items() if name != "emoji"}
-    assert {name: type(value) for name, value in TEXTS.words(lang, "words").items() if name != "emoji"} == lists
+    lists = {name: type(value) for name, value in TEXTS.words("en", "words").items() if "emoji" not in name}
+    assert {name: type(value) for name, value in TEXTS.words(lang, "words").items()} == lists | (
+        {"emoji": dict, "emoji_emotions": dict} if lang == "en" else {}
+    )
+    for table in ("emotions", "time"):
+        assert TEXTS.words(lang, "words", table).keys() == TEXTS.words("en", "words", table).keys()
     assert TEXTS.words(lang, "words", "topics").keys() == TEXTS.words("en", "words", "topics").keys()
     assert len(TEXTS.words(lang, "offline", "seed")) >= 20
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
+def test_the_long_lists_stand_folded(lang: str) -> None:
+    for name in ("positive", "negative", "tell"):
+        words = bot.listed(TEXTS.words(lang, "words", name))
+        assert [word for word in words if bot.normal(word) != word or not word.strip(" *")] == []
 
 
 @pytest.mark.parametrize("lang", bot.LANGS)
@@ -146,6 +169,40 @@ def test_labels_fit_on_buttons_and_notes_into_pop_ups(lang: str) -> None:
 def test_each_command_has_a_description_that_telegram_takes(lang: str) -> None:
     for name in bot.COMMANDS:
         assert 1 <= len(TEXTS(lang, f"command.{name}")) <= 256, name
+
+
+# Forms of address of several people or of a stranger: pronouns, and imperatives by their endings.
+FORMAL = {
+    "uk": re.compile(r"\b(?:ви|вас|вам|вами|ваш\w*|[^\W\d_]{2,}(?:[йьчшж]те|іть)(?:ся|сь)?)\b", re.I),
+    "ru": re.compile(r"\b(?:вы|вас|вам|вами|ваш\w*|[^\W\d_]{2,}(?:[йьчшж]те|[^\W\d_]ите)(?:сь)?)\b", re.I),
+}
+NOT_FORMAL = {"навіть"}
+TO_SEVERAL = {"start.group", "greeting.hello", "greeting.privacy"}  # a whole group is spoken to
+
+
+def formal(lang: str, key: str) -> set[str]:
+    words = {word.lower() for text in said(lang, key) for word in FORMAL[lang].findall(text)}
+    return words - NOT_FORMAL
+
+
+@pytest.mark.parametrize(
+    ("lang", "text"),
+    [("uk", "Ви тут?"), ("uk", "Про вас і вам"), ("uk", "з вами"), ("uk", "у вашому чаті"), ("uk", "ВАША черга"),
+     ("uk", "Натисніть кнопку"), ("uk", "додайте"), ("uk", "не турбуйтеся"), ("uk", "перешліть"), ("uk", "кличте"),
+     ("ru", "Вы тут?"), ("ru", "у вас"), ("ru", "вам"), ("ru", "с вами"), ("ru", "ваши слова"), ("ru", "Нажмите"),
+     ("ru", "попробуйте"), ("ru", "не беспокойтесь"), ("ru", "добавьте"), ("ru", "вернитесь")],
+)  # fmt: skip
+def test_formal_address_is_known_where_it_stands(lang: str, text: str) -> None:
+    assert len(FORMAL[lang].findall(text)) >= 1
+
+
+@pytest.mark.parametrize("lang", ["uk", "ru"])
+def test_only_a_whole_group_is_addressed_in_the_plural(lang: str) -> None:
+    assert {key: words for key in KEYS if (words := formal(lang, key)) and key not in TO_SEVERAL} == {}
+    assert {key for key in TO_SEVERAL if not formal(lang, key)} == set()
+    for key in TO_SEVERAL:  # and nobody in particular along with it
+        words = {word.lower() for text in said(lang, key) for word in re.findall(r"\w+", text)}
+        assert not words & {"ти", "тебе", "тобі", "твій", "твої", "твоє", "ты", "тебя", "твой", "твои"}, key
 
 
 @pytest.mark.parametrize("lang", ["uk", "ru"])

@@ -366,11 +366,13 @@ async def test_a_database_of_the_first_version_is_migrated_and_its_words_are_fou
         stage.telegram.say(group, anna.user, "okun, search the whole chat, please")
         assert "in the shed behind the mill" in (await stage.replied(group, 2))[1]
         assert okun.rows("SELECT count(*) FROM messages WHERE sent_at < 1700001000") == [(len(old),)]
-    [copy] = (stage.directory / "copies").glob("*.db")
-    with closing(sqlite3.connect(copy)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert connection.execute("PRAGMA user_version").fetchall() == [(1,)]
-        assert connection.execute("SELECT count(*) FROM messages").fetchall() == [(len(old),)]
+    copies = sorted((stage.directory / "copies").glob("*.db"))
+    assert [copy.name.rpartition("-")[0] for copy in copies] == ["before-2", "before-3"]
+    for version, copy in enumerate(copies, 1):
+        with closing(sqlite3.connect(copy)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert connection.execute("PRAGMA user_version").fetchall() == [(version,)]
+            assert connection.execute("SELECT count(*) FROM messages").fetchall() == [(len(old),)]
 
 
 async def test_a_migrated_database_is_as_good_as_a_fresh_one(stage: Stage) -> None:
@@ -384,4 +386,5 @@ async def test_a_migrated_database_is_as_good_as_a_fresh_one(stage: Stage) -> No
             assert tokens((await stage.replied(anna, n + 1))[n]) == [f"k{n}z"]
             await stage.settled(okun)
             assert await okun.stop() == 0
-    assert len(list((stage.directory / "backups").glob("*.db"))) == 1  # the second start had nothing to migrate
+    copies = sorted((stage.directory / "backups").glob("*.db"))  # the second start had nothing to migrate
+    assert [copy.name.rpartition("-")[0] for copy in copies] == ["before-2", "before-3"]
