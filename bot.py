@@ -89,6 +89,15 @@ from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+# `python bot.py` would compile all of this anew at each start, and the 30 MB that takes never come back. So the same
+# process begins again with the module as it lies compiled in __pycache__.
+if __name__ == "__main__" and os.name == "posix" and sys.executable:
+    _again = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r}); import bot; sys.exit(bot.main())"
+    )
+    _options = sys.orig_argv[1 : -len(sys.argv)]
+    os.execv(sys.executable, [sys.executable, *_options, "-P", "-c", _again, *sys.argv[1:]])
+
 import aiohttp
 import aiosqlite
 import pydantic

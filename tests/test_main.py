@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -48,6 +49,14 @@ def test_version(home: Path, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as end:
         bot.main(["--version"])
     assert end.value.code == 0 and capsys.readouterr().out == f"Okun {bot.VERSION}\n"
+
+
+def test_as_a_script_it_takes_its_arguments_and_no_module_of_the_folder_it_is_started_in(tmp_path: Path) -> None:
+    for name in ("bot", "json", "aiohttp"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
+    command = [sys.executable, "-X", "utf8", str(bot.HERE / "bot.py"), "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"Okun {bot.VERSION}\n", "")
 
 
 def test_help_names_every_option(home: Path, capsys: Capture) -> None:
