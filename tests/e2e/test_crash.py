@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -222,9 +223,8 @@ async def test_twenty_kills_under_load_lose_nothing(stage: Stage) -> None:
                 assert crowd.asked[token] == where
                 answers[token].append(n)
     for token, times in answers.items():
-        assert 1 <= len(times) <= 2, f"{token} answered {len(times)} times"
-        first, last = times[0], times[-1]
-        if first != last:  # then a kill came between, and this was what was being sent in its topic
+        assert times, f"{token} answered 0 times"
+        for first, last in itertools.pairwise(times):  # a kill came in while this was being sent in its topic
             assert any(first < kill <= last for kill in kills), f"{token} answered twice without a kill"
             assert not [n for n in sends[crowd.asked[token]] if first < n < last], f"{token} answered twice"
     assert stage.parked(okun) == 0
