@@ -9,9 +9,9 @@ everything else → a handler → an action → the answer through the Gate → 
 that stores the answer. What a crash leaves in the inbox is done first at the next start.
 
 Sections, each using only what stands above it (`grep '^# ==' bot.py` lists them):
-Settings, Texts, Errors, Logs, Store, Caches, Resilience, Formatting, Pictures, Telegram, LLM, App, Memory, Panels,
-Recall, Knowledge, Privacy, Analysis, Personas, Voice, Companion, Reminders, Catchup, Menu, Web, Console, Inbox,
-Wiring, Main.
+Settings, Texts, Errors, Logs, Store, Caches, Resilience, Formatting, Pictures, Telegram, LLM, App, Limits, Ledger,
+Memory, Panels, Recall, Knowledge, Privacy, Analysis, Personas, Voice, Companion, Reminders, Catchup, Payments, Backups,
+Figures, Owner, Menu, Web, Console, Inbox, Wiring, Main.
 
 Vocabulary:
     chat, topic   a Telegram chat; a forum topic in it (thread_id, 0 where there is none)
@@ -48,6 +48,7 @@ import gc
 import hashlib
 import hmac
 import io
+import ipaddress
 import itertools
 import json
 import logging
@@ -362,6 +363,12 @@ def read_secret(value: str) -> str:
     return value
 
 
+def read_web_token(value: str) -> str:
+    if value and not re.fullmatch(r"[!-~]{16,256}", value):
+        raise SettingFault("web_token")
+    return value
+
+
 def setting(group: str, default: str, read: Callable[[str], Any], meaning: str) -> Any:
     """A field of Settings. `default` is text, as it would stand in .env; `meaning` is its line in .env.example."""
     return field(metadata={"group": group, "default": default, "read": read, "meaning": meaning})
@@ -435,9 +442,17 @@ class Settings:
         "CONTEXT", "20", read_count(0, 100), "messages in one call of a light model that reads their mood; 0: none"
     )
 
+    commands_per_minute: int = setting("LIMITS", "10", read_count(), "commands a minute and user; 0: no limit")
+    buttons_per_minute: int = setting("LIMITS", "60", read_count(), "presses of buttons a minute and user; 0: no limit")
+    replies_per_hour: int = setting("LIMITS", "60", read_count(), "answers an hour and user; 0: no limit")
+    chat_replies_per_hour: int = setting("LIMITS", "300", read_count(), "answers an hour and group; 0: no limit")
+    total_replies_per_hour: int = setting("LIMITS", "0", read_count(), "answers an hour in all chats; 0: no limit")
     max_parallel_updates: int = setting("LIMITS", "75", read_count(1, 1000), "updates at work at once")
     max_parallel_llm: int = setting("LIMITS", "32", read_count(1, 1000), "calls to language models at once")
     sends_per_second: int = setting("LIMITS", "30", read_count(), "messages a second, all chats; 0: no pacing at all")
+    daily_budget_usd: float = setting(
+        "LIMITS", "0", read_number(0, 1_000_000, float), "dollars a day for models, then only free ones; 0: no limit"
+    )
 
     telegram_api_url: str = setting("OPS", "https://api.telegram.org", read_http, "a Bot API server of your own")
     proxy_url: str = setting(
@@ -449,12 +464,17 @@ class Settings:
     webhook_secret: str = setting("OPS", "", read_secret, "its secret token; empty: a new one at each start")
     web_host: str = setting("OPS", "127.0.0.1", read_text, "address of the web server")
     web_port: int = setting("OPS", "8080", read_count(0, 65535), "its port; 0: off")
+    web_token: str = setting(
+        "OPS", "", read_web_token, "password of the web page, 16 characters or more; empty: only /healthz answers"
+    )
     log_level: str = setting(
         "OPS", "INFO", read_choice("DEBUG", "INFO", "WARNING", "ERROR"), "DEBUG, INFO, WARNING or ERROR"
     )
     log_file: str = setting("OPS", "", read_text, "also write the log here: JSON lines, 10 MB × 5")
     log_format: str = setting("OPS", "auto", read_choice("auto", "text", "json"), "auto: text on a terminal, else json")
     backup_dir: str = setting("OPS", "backups", read_text, "where copies of the database go")
+    backup_keep: int = setting("OPS", "7", read_count(1, 1000), "how many of them are kept")
+    backup_hours: int = setting("OPS", "24", read_count(0, 10_000), "hours from one to the next; 0: none are made")
     slim_aiogram: bool = setting("OPS", "on", read_switch, "saves 100 MB; off if a new aiogram misbehaves")
 
 
@@ -550,14 +570,14 @@ class Texts:
         words = (normal(word) for lang in LANGS for word in self.words(lang, "words", name))
         return normal(text.strip()) in words
 
-    def span(self, lang: str, seconds: float) -> str:
-        """A duration in words, in its largest unit that does not blur it: "2 години"."""
+    def span(self, lang: str, seconds: float, *, into: bool = False) -> str:
+        """A duration in words, in its largest unit that does not blur it: "2 години"; `into`: as after "за"."""
         sizes = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
         # "90 minutes" rather than "2 hours", but "1 day"
         fits = (unit for unit, size in sizes.items() if seconds >= 2 * size or round(seconds) == size)
         unit = next(fits, "seconds")
         n = max(1, round(seconds / sizes[unit]))
-        return f"{n} {plural(lang, n, self._flat[lang]['span.' + unit])}"
+        return f"{n} {plural(lang, n, self._flat[lang]['span_in.' + unit if into else 'span.' + unit])}"
 
 
 WORD = re.compile(r"[^\W_]+")
@@ -650,7 +670,8 @@ def pick_lang(code: str | None, default: str) -> str:
 
 
 class BotError(Exception):
-    """Something the user should be told: `key` is a text key, `fields` its fields."""
+    """Something the user should be told: `key` is a text key, `fields` its fields. A field in seconds is named NAME_s,
+    and told in words as NAME: "2 hours" from now."""
 
     def __init__(self, key: str, **fields: Any) -> None:
         super().__init__(key)
@@ -779,7 +800,7 @@ def setup_logs(settings: Settings) -> None:
 
 
 def secrets_of(settings: Settings) -> list[str]:
-    names = ("telegram_bot_token", "gemini_api_key", "openai_api_key", "webhook_secret", "proxy_url")
+    names = ("telegram_bot_token", "gemini_api_key", "openai_api_key", "webhook_secret", "proxy_url", "web_token")
     return [value for name in names if (value := getattr(settings, name))]
 
 
@@ -801,7 +822,7 @@ def operation(name: str, **fields: Any) -> Iterator[None]:
 # One writing connection, one reader that cannot write. Hot small writes share transactions: whoever waits at that
 # moment is committed together, in one thread hop. What must be atomic takes `async with db.tx() as tx`.
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # version -> script that takes a database from it to the next version
 MIGRATIONS: dict[int, str] = {
     1: """
@@ -1079,6 +1100,115 @@ INSERT INTO mood_hours (chat_id, hour, messages, sentiment, questions, conflicts
 INSERT INTO member_hours (chat_id, hour, user_id, messages, sentiment)
     SELECT chat_id, sent_at / 3600, user_id, count(*), sum(CAST(round(sentiment * 1000) AS INTEGER))
     FROM messages WHERE user_id IS NOT NULL AND kind <> 'command' GROUP BY chat_id, sent_at / 3600, user_id;
+""",
+    3: """
+CREATE TABLE costs (
+    day TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    capability TEXT NOT NULL,
+    calls INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL,
+    input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    thought_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    micro_usd INTEGER NOT NULL,
+    PRIMARY KEY (day, provider, model, capability)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE access (
+    id INTEGER PRIMARY KEY,
+    verdict TEXT NOT NULL CHECK (verdict IN ('banned', 'allowed')),
+    decided_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE quotas (
+    user_id INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    day TEXT NOT NULL,
+    used INTEGER NOT NULL,
+    PRIMARY KEY (user_id, name, day)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE balances (
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    currency TEXT NOT NULL CHECK (currency IN ('coins', 'bait', 'dollars')),
+    amount INTEGER NOT NULL CHECK (amount >= 0),
+    PRIMARY KEY (user_id, currency)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE ledger (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    currency TEXT NOT NULL,
+    delta INTEGER NOT NULL CHECK (delta <> 0),
+    reason TEXT NOT NULL,
+    reference TEXT NOT NULL UNIQUE,
+    posted_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX ledger__of_person ON ledger (user_id, id);
+CREATE TRIGGER ledger__posted AFTER INSERT ON ledger BEGIN
+    INSERT OR IGNORE INTO balances (user_id, currency, amount) VALUES (new.user_id, new.currency, 0);
+    UPDATE balances SET amount = amount + new.delta WHERE user_id = new.user_id AND currency = new.currency;
+END;
+CREATE TABLE payments (
+    charge_id TEXT PRIMARY KEY,
+    user_id INTEGER NOT NULL,
+    pack TEXT NOT NULL,
+    stars INTEGER NOT NULL,
+    currency TEXT NOT NULL,
+    units INTEGER NOT NULL,
+    paid_at INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('paid', 'refunding', 'refunded')),
+    taken_back INTEGER NOT NULL DEFAULT 0,
+    changed_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX payments__of_person ON payments (user_id, paid_at);
+CREATE INDEX payments__by_time ON payments (paid_at);
+CREATE INDEX payments__unsettled ON payments (state) WHERE state = 'refunding';
+CREATE TABLE promos (
+    code TEXT PRIMARY KEY,
+    currency TEXT NOT NULL,
+    amount INTEGER NOT NULL CHECK (amount > 0),
+    uses INTEGER NOT NULL,
+    used INTEGER NOT NULL DEFAULT 0 CHECK (used <= uses),
+    expires_at INTEGER,
+    made_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE promo_uses (
+    code TEXT NOT NULL REFERENCES promos (code) ON DELETE CASCADE,
+    user_id INTEGER NOT NULL,
+    used_at INTEGER NOT NULL,
+    PRIMARY KEY (code, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE broadcasts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id INTEGER NOT NULL,
+    message_id INTEGER NOT NULL,
+    audience TEXT NOT NULL CHECK (audience IN ('all', 'private', 'groups')),
+    state TEXT NOT NULL CHECK (state IN ('draft', 'running', 'done', 'cancelled')),
+    panel_id INTEGER,
+    after_chat INTEGER,
+    total INTEGER NOT NULL DEFAULT 0,
+    sent INTEGER NOT NULL DEFAULT 0,
+    gone INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    made_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE minutes (
+    minute INTEGER PRIMARY KEY,
+    updates INTEGER NOT NULL,
+    messages INTEGER NOT NULL,
+    replies INTEGER NOT NULL,
+    errors INTEGER NOT NULL,
+    p50_ms INTEGER,
+    p95_ms INTEGER,
+    llm_calls INTEGER NOT NULL,
+    llm_errors INTEGER NOT NULL,
+    micro_usd INTEGER NOT NULL,
+    cache_hits INTEGER NOT NULL,
+    cache_misses INTEGER NOT NULL,
+    rss_kb INTEGER NOT NULL,
+    backlog INTEGER NOT NULL
+) STRICT;
 """,
 }
 BUSY_LIMIT_S = 30.0
@@ -1518,6 +1648,9 @@ class Once(Generic[T]):
 # Clock and dice that tests can replace, locks that forget, a circuit breaker, the pauses between tries.
 
 
+HOUR_S, DAY_S = 3600, 86_400
+
+
 class Clock:
     """Time as the program sees it. `now` is the epoch in seconds."""
 
@@ -1529,6 +1662,18 @@ class Clock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def day_of(now: float, settings: Settings) -> str:
+    """The day of TIMEZONE, as 2026-11-21."""
+    return datetime.fromtimestamp(now, settings.timezone).date().isoformat()
+
+
+def day_left(now: float, settings: Settings) -> float:
+    """Seconds until the day of TIMEZONE ends."""
+    here = datetime.fromtimestamp(now, settings.timezone)
+    midnight = datetime.combine(here.date() + timedelta(days=1), datetime.min.time(), settings.timezone)
+    return midnight.timestamp() - now
 
 
 class KeyedLocks:
@@ -1657,6 +1802,48 @@ class Window:
 
     def idle(self, now: float) -> bool:
         return not self._times or self._times[-1] <= now - self._period_s
+
+
+LEAST_SILENCE_S = 60.0  # between two refusals of the same kind
+
+
+class Limiter:
+    """Sliding windows: at most so many events of a kind (of a user, in a chat …) in any period; and refusals told."""
+
+    MOST = 5000  # windows and refusals kept
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._windows: Cache[tuple[str, int], Window] = Cache(self.MOST, HOUR_S, monotonic)
+        self._told: Cache[tuple[str, int], float] = Cache(self.MOST, HOUR_S, monotonic)
+
+    def __len__(self) -> int:
+        return len(self._windows) + len(self._told)
+
+    def wait(self, kind: str, key: int, count: int) -> float:
+        """Seconds until there is room for one more, 0 where there is now. `count` 0: no limit."""
+        window = self._windows.peek((kind, key)) if count else None
+        now = self._monotonic()
+        return window.free(now) - now if window else 0.0
+
+    def take(self, kind: str, key: int, count: int, period_s: float) -> float:
+        """Count one event if there is room; else the seconds until there is."""
+        if (left := self.wait(kind, key, count)) > 0:
+            return left
+        if not count:
+            return 0.0
+        window = self._windows.peek((kind, key)) or Window(count, period_s)
+        window.take(self._monotonic())
+        self._windows.put((kind, key), window)  # its time to live begins anew
+        return 0.0
+
+    def tells(self, kind: str, key: int, left: float) -> bool:
+        """Is a refusal that ends in `left` seconds to be told? Once until then, and once a minute at most."""
+        now = self._monotonic()
+        if (self._told.peek((kind, key)) or 0.0) > now:
+            return False
+        self._told.put((kind, key), now + max(left, LEAST_SILENCE_S))
+        return True
 
 
 # == Formatting =======================================================================================================
@@ -2527,12 +2714,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one call, as the provider counted them."""
+    """Tokens of one call, as the provider counted them. `cached` and `sound` are of the input; thoughts are apart."""
 
     input: int = 0
     output: int = 0
     thoughts: int = 0
     cached: int = 0
+    sound: int = 0
 
 
 @dataclass(frozen=True)
@@ -2587,6 +2775,7 @@ REMEDIES = {
     "request":    Remedy(),                                             # 400: another model may take it
     "wording":    Remedy(again=1),                                      # 400: it wants a parameter by another name
     "blocked":    Remedy(final=True),                                   # safety: another model would say the same
+    "budget":     Remedy(),                                             # ours, of the day: only free models are asked
 }  # fmt: skip
 
 
@@ -2889,7 +3078,10 @@ class GeminiReading:
 
 def gemini_usage(meta: Mapping[str, Any]) -> Usage:
     names = ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "cachedContentTokenCount")
-    return Usage(*(count if isinstance(count := meta.get(name), int) else 0 for name in names))
+    counts = [count if isinstance(count := meta.get(name), int) else 0 for name in names]
+    details = meta.get("promptTokensDetails") or ()
+    sound = sum(one.get("tokenCount") or 0 for one in details if one.get("modality") == "AUDIO")
+    return Usage(counts[0], counts[1], counts[2], counts[3], sound)
 
 
 def gemini_contents(model: str, said: Iterable[Said]) -> list[dict[str, Any]]:
@@ -3106,10 +3298,11 @@ def openai_content(group: Sequence[Said]) -> str | list[dict[str, Any]]:
 def openai_usage(usage: Mapping[str, Any] | None) -> Usage | None:
     if not usage:
         return None
+    thoughts = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return Usage(
         usage.get("prompt_tokens") or 0,
-        usage.get("completion_tokens") or 0,
-        (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+        max(0, (usage.get("completion_tokens") or 0) - thoughts),
+        thoughts,
         (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
     )
 
@@ -3148,6 +3341,75 @@ async def call_model(
         raise LlmFault("malformed", type(error).__name__) from error
 
 
+class Price(NamedTuple):
+    """US dollars for a million tokens of a model.
+
+    `sound`: of input that is heard, 0: as the rest. `until`: the last day that it holds.
+    """
+
+    model: str
+    input: float
+    output: float  # thoughts included
+    cached: float
+    sound: float = 0.0
+    until: str = ""
+
+
+# As published in September 2026, standard and paid: https://ai.google.dev/gemini-api/docs/pricing,
+# https://platform.openai.com/docs/pricing. The first row that fits a model on a day counts.
+PRICES_OF = "2026-09"
+PRICES = (
+    Price("gemini-3.8-flash",      0.75, 3.75, 0.075, until="2026-12-31"),
+    Price("gemini-3.8-flash",      1.50, 7.50, 0.15),
+    Price("gemini-3.7-flash",      0.75, 3.75, 0.075, until="2027-12-31"),
+    Price("gemini-3.7-flash",      1.50, 7.50, 0.15),
+    Price("gemini-3.5-flash-lite", 0.30, 2.50, 0.03),
+    Price("gemini-3.5-flash",      1.50, 9.00, 0.15),
+    Price("gemini-3.1-flash-lite", 0.25, 1.50, 0.025, sound=0.50),
+    Price("gemini-3-flash",        0.50, 3.00, 0.05, sound=1.00),
+    Price("gemini-2.5-flash-lite", 0.10, 0.40, 0.01, sound=0.30),
+    Price("gemini-2.5-flash",      0.30, 2.50, 0.03, sound=1.00),
+    Price("gemini-2.5-pro",        1.25, 10.0, 0.125),
+    Price("gemini-2.5-flash-preview-tts", 0.50, 10.0, 0.50),
+    Price("gemini-embedding-001",  0.15, 0.0, 0.15),
+    Price("gpt-4o-mini",           0.15, 0.60, 0.075),
+    Price("gpt-4.1-mini",          0.40, 1.60, 0.10),
+)  # fmt: skip
+
+
+def price_of(model: str, day: str) -> Price | None:
+    """What a model costs on a day, None where that is not known; by its name without vendor and version."""
+    name = model.rpartition("/")[2]
+    fits = (
+        price
+        for price in PRICES
+        if re.fullmatch(rf"{re.escape(price.model)}(-(preview|latest|\d).*)?", name) and day <= (price.until or day)
+    )
+    return next(fits, None)
+
+
+def cost_of(price: Price, usage: Usage) -> int:
+    """Millionths of a dollar; input that came out of the provider's cache is cheaper."""
+    cached, sound = min(usage.cached, usage.input), min(usage.sound, usage.input)
+    plain = usage.input - max(cached, sound)
+    dollars = (
+        plain * price.input
+        + cached * price.cached
+        + max(0, sound - cached) * (price.sound or price.input)
+        + (usage.output + usage.thoughts) * price.output
+    )
+    return round(dollars)
+
+
+def is_local(url: str) -> bool:
+    """Does this address lead to the machine itself, or one beside it? What answers there costs nothing."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".lan", ".internal"))
+
+
 @dataclass(frozen=True)
 class LlmCall:
     """One call as it is stored."""
@@ -3161,6 +3423,7 @@ class LlmCall:
     usage: Usage
     chat_id: int
     user_id: int
+    micro_usd: int | None = None  # what it cost; None: no price is known
 
 
 class Llm:
@@ -3186,6 +3449,7 @@ class Llm:
         }
         self._resting: dict[tuple[str, str], tuple[float, str]] = {}  # until when, and why
         self.on_call: Callable[[LlmCall], None] = lambda call: None
+        self.may_pay: Callable[[], bool] = lambda: True  # is there budget left?
 
     def __bool__(self) -> bool:
         return bool(self.providers)
@@ -3193,6 +3457,31 @@ class Llm:
     def can(self, capability: Capability) -> bool:
         """Is there a model for that?"""
         return any(provider.models.get(capability) for provider in self.providers)
+
+    def affords(self, capability: Capability) -> bool:
+        """Is there a model for that which may be asked under the budget?"""
+        paid = self.may_pay()
+        return any(
+            paid or self.free(provider, model)
+            for provider in self.providers
+            for model in provider.models.get(capability, ())
+        )
+
+    def free(self, provider: Gemini | OpenAi, model: str) -> bool:
+        """Does it cost nothing: a model on a machine of one's own, or one that is called free?"""
+        own = provider.name == "openai" and is_local(self._settings.openai_api_url)
+        return own or model.endswith(":free")
+
+    def cost(self, provider: Gemini | OpenAi, model: str, usage: Usage) -> int | None:
+        """Millionths of a dollar; None where no price is known."""
+        if self.free(provider, model):
+            return 0
+        price = price_of(model, self.day())
+        return cost_of(price, usage) if price else None
+
+    def day(self) -> str:
+        """Today in TIMEZONE."""
+        return day_of(self._clock.now(), self._settings)
 
     async def chat(self, ask: Ask, on_text: OnText = lambda text: None, capability: Capability = "chat") -> Answer:
         """An answer of the first model that gives one, within LLM_TIMEOUT. Take one of `slots[capability]` before.
@@ -3269,6 +3558,8 @@ class Llm:
     def open_models(self, provider: Gemini | OpenAi, capability: Capability = "chat") -> list[str]:
         """The models of a provider that may be asked now, best first, those that were sick just now last."""
         resting, models = self.resting(), provider.models.get(capability, ())
+        if not self.may_pay():
+            models = tuple(model for model in models if self.free(provider, model))
         why = {model: resting[provider.name, model][1] for model in models if (provider.name, model) in resting}
         well = [model for model in models if model not in why]
         return well + [model for model in models if model in why and REMEDIES[why[model]].sick]
@@ -3348,7 +3639,8 @@ def is_sound(kind: type[pydantic.BaseModel], entry: Any) -> bool:
 
 def worst(kinds: Sequence[str]) -> str:
     """The reason that tells a user most."""
-    order = ("blocked", "key", "quota", "rate", "overloaded", "timeout", "network", "server", "request", "retired")
+    order = ("blocked", "key", "quota", "rate", "overloaded", "timeout", "network", "server", "request", "retired",
+             "budget")  # fmt: skip
     return next((kind for kind in order if kind in kinds), "server")
 
 
@@ -3390,6 +3682,8 @@ class Chain(Generic[T]):
         """
         breaker = self._llm.breakers[provider.name, self._capability]
         models = self._llm.open_models(provider, self._capability)
+        if not models and not self._llm.may_pay() and provider.models.get(self._capability):
+            self.faults.append("budget")
         if not models or not breaker.allow():
             if models and not self.faults:
                 self.faults.append("overloaded")
@@ -3448,8 +3742,9 @@ class Chain(Generic[T]):
         finally:
             took = round((time.perf_counter() - started) * 1000)
             now = int(self._llm._clock.now())
+            cost = self._llm.cost(provider, model, used[-1])
             self._llm.on_call(
-                LlmCall(now, provider.name, model, self._capability, outcome, took, used[-1], *self._whose)
+                LlmCall(now, provider.name, model, self._capability, outcome, took, used[-1], *self._whose, cost)
             )
 
 
@@ -3623,7 +3918,39 @@ class App:
         )
         self.bot.session.middleware(self.gate)
         self.llm = Llm(settings, self.http, self.clock, self.dice)
-        monotonic = self.clock.monotonic
+        self._make_caches(self.clock.monotonic)
+        self.answered: Recent[str, bool] = Recent(1000)  # presses, by the id of the query
+        self.replaced: Recent[tuple[int, int], bool] = Recent(1000)  # menus in whose place another message was sent
+        self.shown: Recent[tuple[int, int], Any] = Recent(1000)  # what menus say and offer now
+        self.drawing = asyncio.Semaphore(1)  # a picture takes 50 MB while it is drawn
+        self.forms: dict[tuple[int, int, str], Form] = {}  # what is being made, as forms has it
+        self.replies_in: Counter[tuple[int, int]] = Counter()  # a topic's since its summary was last looked at
+        self.summarising: set[tuple[int, int]] = set()  # topics whose summary is being made
+        self.reminded: dict[int, tuple[Any, ...]] = {}  # reminders that were said and not yet taken off
+        self.reminding: set[int] = set()  # chats that are being reminded
+        self.epochs: Counter[int] = Counter()  # goes up when something in a chat is forgotten, or a topic reset
+        # each forgetting has a number; when a chat, and a person in it, were last forgotten
+        self.forgettings = 0
+        self.fact_changes = 0  # what was read before one must not be cached after it
+        self.forgotten: dict[tuple[int, ...], int] = {}
+        self.known: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # people and chats as they are stored; see Inbox
+        self.slots = Slots(settings.max_parallel_updates)
+        # a file of 20 MB takes four times that on its way to a model: two at once, or a small machine is full
+        self.heavy = asyncio.Semaphore(2)
+        self.generations: dict[tuple[int, int], Generation] = {}
+        self.latencies: deque[float] = deque(maxlen=1000)
+        self.backlog: Callable[[], int] = lambda: 0  # turns and updates at work or waiting
+        self.counts: Counter[str] = Counter()
+        self.started_at = self.clock.now()
+        self.llm.on_call = lambda call: store_llm_call(self, call)
+        self.llm.may_pay = lambda: budget_left(self)
+        self.spent = "", 0  # the day, and what models cost on it so far, in millionths of a dollar
+        self.limiter = Limiter(self.clock.monotonic)
+        self.access: dict[int, str] = {}  # users and chats: "banned" or "allowed", as access has it
+        self.me: User | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def _make_caches(self, monotonic: Callable[[], float]) -> None:
         self.chats: Cache[int, ChatSettings] = Cache(5000, 600, monotonic)
         self.langs: Cache[int, str] = Cache(20_000, 3600, monotonic)
         self.resets: Cache[tuple[int, int], int] = Cache(5000, 3600, monotonic)
@@ -3636,33 +3963,8 @@ class App:
         self.tempers: Cache[int, tuple[tuple[int, str, str], ...]] = Cache(2000, 600, monotonic)
         self.profiles: Cache[tuple[int, int], Profile] = Cache(5000, 300, monotonic)
         self.moods: Cache[tuple[int, str], MoodReport] = Cache(500, 300, monotonic)
-        self.answered: Recent[str, bool] = Recent(1000)  # presses, by the id of the query
-        self.replaced: Recent[tuple[int, int], bool] = Recent(1000)  # menus in whose place another message was sent
-        self.shown: Recent[tuple[int, int], Any] = Recent(1000)  # what menus say and offer now
-        self.drawn: Cache[tuple[int, str, str], bytes] = Cache(50, 300, monotonic)  # pictures of moods
-        self.drawing = asyncio.Semaphore(1)  # a picture takes 50 MB while it is drawn
-        self.forms: dict[tuple[int, int, str], Form] = {}  # what is being made, as forms has it
-        self.replies_in: Counter[tuple[int, int]] = Counter()  # a topic's since its summary was last looked at
-        self.summarising: set[tuple[int, int]] = set()  # topics whose summary is being made
-        self.reminded: dict[int, tuple[Any, ...]] = {}  # reminders that were said and not yet taken off
-        self.reminding: set[int] = set()  # chats that are being reminded
-        self.epochs: Counter[int] = Counter()  # goes up when something in a chat is forgotten, or a topic reset
-        # each forgetting has a number; when a chat, and a person in it, were last forgotten
-        self.forgettings = 0
-        self.fact_changes = 0  # what was read before one must not be cached after it
-        self.forgotten: dict[tuple[int, ...], int] = {}
         self.admins: Cache[tuple[int, int], bool] = Cache(2000, 60, monotonic)
-        self.known: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # people and chats as they are stored; see Inbox
-        self.slots = Slots(settings.max_parallel_updates)
-        # a file of 20 MB takes four times that on its way to a model: two at once, or a small machine is full
-        self.heavy = asyncio.Semaphore(2)
-        self.generations: dict[tuple[int, int], Generation] = {}
-        self.latencies: deque[float] = deque(maxlen=1000)
-        self.counts: Counter[str] = Counter()
-        self.started_at = self.clock.now()
-        self.llm.on_call = lambda call: store_llm_call(self, call)
-        self.me: User | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.drawn: Cache[tuple[int, str, str], bytes] = Cache(50, 300, monotonic)  # pictures of moods
 
     @property
     def caches(self) -> dict[str, Cache[Any, Any]]:
@@ -3863,6 +4165,15 @@ async def lang_of(app: App, user_id: int, code: str | None = None) -> str:
     return lang
 
 
+def error_text(app: App, lang: str, error: BotError) -> str:
+    """What a user is told of an error; times to wait are never shorter than they are."""
+    fields = {
+        name.removesuffix("_s"): app.texts.span(lang, math.ceil(value), into=True) if name.endswith("_s") else value
+        for name, value in error.fields.items()
+    }
+    return app.texts(lang, error.key, **fields)
+
+
 def owner_of(who: Who) -> int:
     """For whom buttons are made: an anonymous administrator's serve any administrator."""
     return who.chat_id if who.anonymous_admin else who.user_id
@@ -3886,6 +4197,11 @@ async def is_admin(app: App, who: Who) -> bool:
 async def require_admin(app: App, who: Who) -> None:
     if not await is_admin(app, who):
         raise BotError("error.admins_only")
+
+
+def require_owner(app: App, who: Who) -> None:
+    if not app.owner(who.user_id):
+        raise BotError("error.owners_only")
 
 
 # What the update at work has changed so far; the inbox commits it together with the end of the update.
@@ -3920,23 +4236,170 @@ PUT_LLM_CALL = Hot(
 )
 
 
+COSTS_KEPT_S = 400 * 86_400
+PUT_COST = Hot(
+    41,
+    """INSERT INTO costs (day, provider, model, capability, calls, failed, unpriced, input_tokens, output_tokens,
+         thought_tokens, cached_tokens, micro_usd) VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?)
+       ON CONFLICT (day, provider, model, capability) DO UPDATE SET calls = calls + 1,
+         failed = failed + excluded.failed, unpriced = unpriced + excluded.unpriced,
+         input_tokens = input_tokens + excluded.input_tokens,
+         output_tokens = output_tokens + excluded.output_tokens,
+         thought_tokens = thought_tokens + excluded.thought_tokens,
+         cached_tokens = cached_tokens + excluded.cached_tokens, micro_usd = micro_usd + excluded.micro_usd""",
+)
+
+
 def store_llm_call(app: App, call: LlmCall) -> None:
     """Keep what a call cost: with the update at work, else beside."""
     used = call.usage
-    row = (call.at, call.provider, call.model, call.capability, call.outcome, call.took_ms,
-           used.input, used.output, used.thoughts, used.cached, call.chat_id, call.user_id)  # fmt: skip
+    tokens = used.input, used.output, used.thoughts, used.cached
+    row = (call.at, call.provider, call.model, call.capability, call.outcome, call.took_ms, *tokens,
+           call.chat_id, call.user_id)  # fmt: skip
+    failed = call.outcome not in ("ok", "cancelled")
+    unpriced = call.micro_usd is None and not failed
+    day = day_of(call.at, app.settings)
+    cost = (day, call.provider, call.model, call.capability, failed, unpriced, *tokens, call.micro_usd or 0)
     app.counts[f"llm {call.outcome}"] += 1
+    spend(app, day, call.micro_usd or 0)
     pending = changes.get()
     if pending is None:
-        app.spawn(app.db.write({PUT_LLM_CALL: [row]}), "store usage")
+        app.spawn(app.db.write({PUT_LLM_CALL: [row], PUT_COST: [cost]}), "store usage")
     else:
         pending.setdefault(PUT_LLM_CALL, []).append(row)
+        pending.setdefault(PUT_COST, []).append(cost)
+
+
+def spent_today(app: App) -> int:
+    """Millionths of a dollar that models cost today."""
+    day, micro_usd = app.spent
+    return micro_usd if day == app.llm.day() else 0
+
+
+def budget_left(app: App) -> bool:
+    """May models that cost something be asked? Calls under way when the budget ends go on to their end."""
+    most = app.settings.daily_budget_usd
+    return not most or spent_today(app) < most * 1e6
+
+
+def spend(app: App, day: str, micro_usd: int) -> None:
+    """Add to what the day cost; the owner is told once a day that its budget is used up."""
+    before = budget_left(app)
+    app.spent = day, micro_usd + (app.spent[1] if app.spent[0] == day else 0)
+    if before and not budget_left(app):
+        log.warning("budget of the day used up", extra={"count": app.spent[1]})
+        app.spawn(tell_budget(app, day), "tell owners")
+
+
+async def tell_budget(app: App, day: str) -> None:
+    async with app.db.tx() as tx:
+        new = await tx.run(
+            """INSERT INTO meta (name, value) VALUES ('budget_told', ?)
+               ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE value <> excluded.value""",
+            day,
+        )
+    if new:
+        most = f"{app.settings.daily_budget_usd:.2f}"
+        await app.tell_owners("owner.budget", most=most)
+
+
+async def load_spent(app: App) -> None:
+    """What today cost before this start."""
+    day = app.llm.day()
+    row = await app.db.reader.one("SELECT sum(micro_usd) AS spent FROM costs WHERE day = ?", day)
+    app.spent = day, (row["spent"] if row else 0) or 0
 
 
 @cleanup("usage")
 async def usage_clean(app: App) -> None:
     async with app.db.tx() as tx:
         await tx.run("DELETE FROM llm_calls WHERE called_at < ?", int(app.clock.now()) - 90 * 86400)
+        await tx.run("DELETE FROM costs WHERE day < ?", day_of(app.clock.now() - COSTS_KEPT_S, app.settings))
+
+
+# == Limits ===========================================================================================================
+# Who may use the bot, and how much of it: bans and allow-lists, and quotas of a day, which outlive a restart.
+
+# -- rules
+
+
+def allowed(app: App, chat_id: int, user_id: int) -> bool:
+    """Owners always; nobody who is banned, nowhere that is; else everyone, or whom ALLOWED_… or an owner lists."""
+    settings, access = app.settings, app.access
+    if user_id in settings.admin_ids:
+        return True
+    if access and "banned" in (access.get(chat_id), access.get(user_id)):
+        return False
+    if not (settings.allowed_chats or settings.allowed_users):
+        return True
+    if chat_id in settings.allowed_chats or user_id in settings.allowed_users:
+        return True
+    return "allowed" in (access.get(chat_id), access.get(user_id))
+
+
+# -- queries
+
+
+async def take_quota(tx: Tx, user_id: int, name: str, day: str, most: int) -> bool:
+    """Use one of so many a day (0: no limit), in the transaction of what it is used for; False where none is left."""
+    row = await tx.one(
+        """INSERT INTO quotas (user_id, name, day, used) VALUES (?, ?, ?, 1)
+           ON CONFLICT (user_id, name, day) DO UPDATE SET used = used + 1 WHERE used < ? RETURNING used""",
+        user_id, name, day, most or 1 << 62,
+    )  # fmt: skip
+    return row is not None
+
+
+async def quota_used(db: Queries, user_id: int, name: str, day: str) -> int:
+    row = await db.one("SELECT used FROM quotas WHERE user_id = ? AND name = ? AND day = ?", user_id, name, day)
+    return row["used"] if row else 0
+
+
+# -- actions
+
+
+async def use_quota(tx: Tx, app: App, user_id: int, name: str, most: int) -> None:
+    """take_quota for today; owners are exempt. Raises BotError("limit.day.NAME")."""
+    now = app.clock.now()
+    if not app.owner(user_id) and not await take_quota(tx, user_id, name, day_of(now, app.settings), most):
+        raise BotError(f"limit.day.{name}", most=most, left_s=day_left(now, app.settings))
+
+
+async def load_access(app: App) -> None:
+    rows = await app.db.reader.all("SELECT id, verdict FROM access")
+    app.access = {row["id"]: row["verdict"] for row in rows}
+
+
+async def set_access(app: App, id_: int, verdict: str | None) -> None:
+    """Ban or allow a user or a chat; None takes it back. It holds from now on, also for what is being written."""
+    async with app.db.tx() as tx:
+        if verdict is None:
+            await tx.run("DELETE FROM access WHERE id = ?", id_)
+        else:
+            await tx.run(
+                """INSERT INTO access (id, verdict, decided_at) VALUES (?, ?, ?)
+                   ON CONFLICT (id) DO UPDATE SET verdict = excluded.verdict, decided_at = excluded.decided_at""",
+                id_, verdict, int(app.clock.now()),
+            )  # fmt: skip
+    app.access.pop(id_, None)
+    if verdict:
+        app.access[id_] = verdict
+    if verdict == "banned":
+        for generation in list(app.generations.values()):
+            if id_ in (generation.who.chat_id, generation.who.user_id):
+                generation.text = ""
+                stop_generation(generation)
+
+
+@cleanup("quotas")
+async def quotas_clean(app: App) -> None:
+    async with app.db.tx() as tx:
+        await tx.run("DELETE FROM quotas WHERE day < ?", day_of(app.clock.now() - 2 * DAY_S, app.settings))
+
+
+# == Ledger ===========================================================================================================
+# What people have: integer amounts, changed once for each reference, never below zero, in one transaction with their
+# effect.
 
 
 # == Memory ===========================================================================================================
@@ -4565,16 +5028,20 @@ class ActSpec(NamedTuple):
 
     handler: Callable[[App, Who, int, str], Awaitable[Done]]
     slow: bool
+    owner: bool
 
 
 class PanelSpec(NamedTuple):
-    """A panel as registered. `entry`: its place in the menu, None where it is reached from another one."""
+    """A panel as registered. `entry`: its place in the menu `home`, None where it is reached from another one; `admin`:
+    for administrators of the chat, `owner`: for owners of the bot."""
 
     name: str
     show: Callable[[App, Who, int, str], Awaitable[Panel]]
     entry: int | None
     places: tuple[str, ...]
     admin: bool
+    owner: bool
+    home: str
 
 
 PANELS: dict[str, PanelSpec] = {}
@@ -4583,22 +5050,34 @@ FORMS: dict[str, Callable[[App, Who, Form, str], Awaitable[Done]]] = {}
 
 
 def panel(
-    name: str, *, entry: int | None = None, places: tuple[str, ...] = ("private", "group"), admin: bool = False
+    name: str,
+    *,
+    entry: int | None = None,
+    places: tuple[str, ...] = ("private", "group"),
+    admin: bool = False,
+    owner: bool = False,
+    home: str = "menu",
 ) -> Callable[[T], T]:
     """Register a panel: `(app, who, owner, arg)` returns it. `owner`: for whom its buttons are made."""
 
     def register(show: T) -> T:
-        PANELS[name] = PanelSpec(name, show, entry, places, admin)  # type: ignore[arg-type]
+        PANELS[name] = PanelSpec(name, show, entry, places, admin, owner, home)  # type: ignore[arg-type]
         return show
 
     return register
 
 
-def act(name: str, *, slow: bool = False) -> Callable[[T], T]:
-    """Register what a DoPress does: `(app, who, owner, arg)` returns Done. `slow`: it asks a model, or sends files."""
+def owner_panel(name: str, *, entry: int | None = None) -> Callable[[T], T]:
+    """Register a panel of /admin, for owners in private."""
+    return panel(name, entry=entry, places=("private",), owner=True, home="admin")
+
+
+def act(name: str, *, slow: bool = False, owner: bool = False) -> Callable[[T], T]:
+    """Register what a DoPress does: `(app, who, owner, arg)` returns Done. `slow`: it asks a model, or sends files;
+    `owner`: only owners of the bot may."""
 
     def register(handler: T) -> T:
-        ACTS[name] = ActSpec(handler, slow)  # type: ignore[arg-type]
+        ACTS[name] = ActSpec(handler, slow, owner)  # type: ignore[arg-type]
         return handler
 
     return register
@@ -4641,6 +5120,8 @@ async def panel_for(app: App, who: Who, name: str, owner: int, arg: str = "") ->
         raise BotError("button.old")
     if ("private" if who.private else "group") not in spec.places:
         raise BotError("error.only_group" if who.private else "error.only_private")
+    if spec.owner:
+        require_owner(app, who)
     if spec.admin:
         await require_admin(app, who)
     shown = await spec.show(app, who, owner, arg)
@@ -4742,6 +5223,21 @@ async def unshow(app: App, chat_id: int, message_id: int) -> bool:
 async def open_panel(app: App, who: Who, name: str, arg: str = "") -> None:
     """A panel as the answer to a command."""
     await show(app, who, await panel_for(app, who, name, owner_of(who), arg))
+
+
+def entries(app: App, who: Who, owner: int, home: str) -> list[Row]:
+    """Buttons to all panels that have a place in this menu, here and for this person."""
+    place = "private" if who.private else "group"
+    here = [
+        spec
+        for spec in PANELS.values()
+        if spec.home == home
+        and spec.entry is not None
+        and place in spec.places
+        and (not spec.owner or app.owner(who.user_id))
+    ]
+    here.sort(key=lambda spec: spec.entry or 0)
+    return in_rows([go(app.texts(who.lang, f"menu.to.{spec.name}"), owner, spec.name) for spec in here])
 
 
 def form_of(app: App, who: Who, kind: str) -> Form | None:
@@ -4873,7 +5369,9 @@ async def close_panel(app: App, who: Who, press: Press) -> None:
 async def on_do_press(app: App, who: Who, press: Press, data: DoPress) -> str | None:
     if data.name not in ACTS:
         raise BotError("button.old")
-    handler, slow = ACTS[data.name]
+    handler, slow, owners_only = ACTS[data.name]
+    if owners_only:
+        require_owner(app, who)
     if slow:  # a press that nobody answers turns and turns, and is refused after a while
         await answer_press(app, press.query_id, app.texts(who.lang, "menu.moment"))
     try:
@@ -4881,7 +5379,7 @@ async def on_do_press(app: App, who: Who, press: Press, data: DoPress) -> str | 
     except BotError as error:
         if not slow:
             raise
-        await tell(app, who, app.texts(who.lang, error.key, **error.fields))  # the press was answered before
+        await tell(app, who, error_text(app, who.lang, error))  # the press was answered before
         return None
     who = dataclasses.replace(who, lang=done.lang or who.lang)
     await show(app, who, await panel_for(app, who, done.panel, data.owner, done.arg), press)
@@ -5416,7 +5914,7 @@ async def recall(
     if not likely_ids:
         return []
     passages = [one for one in await passages_by_id(app.db.reader, likely_ids) if one.message_id not in asking]
-    meaning = app.llm.can("embed")
+    meaning = app.llm.affords("embed")
     ranked = rank(passages, weighed, asker, app.clock.now(), 4 * most if meaning else most)
     return await rank_by_meaning(app, text, ranked, most) if meaning else [passage for _, passage in ranked]
 
@@ -5707,7 +6205,7 @@ async def summary_of(app: App, chat_id: int, thread_id: int) -> str:
 def replied_in(app: App, chat_id: int, thread_id: int) -> None:
     """Count a reply; after some of them the summary is brought up to date, beside."""
     app.replies_in[chat_id, thread_id] += 1
-    if app.replies_in[chat_id, thread_id] >= SUMMARY_EVERY_REPLIES and app.llm.can("light"):
+    if app.replies_in[chat_id, thread_id] >= SUMMARY_EVERY_REPLIES and app.llm.affords("light"):
         del app.replies_in[chat_id, thread_id]
         app.spawn(update_summary(app, chat_id, thread_id), "summary")
     if len(app.replies_in) > MAX_COUNTED:
@@ -5833,7 +6331,6 @@ FORGET_SLICE = 50
 MERGE_PAGES = 200  # of the index, a step
 EXPORT_SLICE = 2000
 MAX_EXPORT_BYTES = 45 * 1024 * 1024  # a bot may send files of 50 MB
-DAY_S = 86_400
 
 
 class ForgetPress(CallbackData, prefix="f1"):
@@ -6019,7 +6516,7 @@ async def forget_in_chat(app: App, user_id: int, chat_id: int) -> None:
         await tx.run("DELETE FROM members WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     app.known.pop(("member", chat_id, user_id), None)
     begin_forgetting(app, user_id, chat_id)  # what began meanwhile has seen what is gone now
-    if not private and app.llm.can("light"):
+    if not private and app.llm.affords("light"):
         for thread_id in topics:
             app.spawn(update_summary(app, chat_id, thread_id, least=1), "summary")
 
@@ -6877,6 +7374,8 @@ class Batches:
 
     async def step(self) -> int:
         """Look at what is new and have full batches read; how many were. Raises LlmError: then it waits for later."""
+        if not self._app.llm.affords("light"):  # what is not read today is read by word lists
+            return 0
         db, size = self._app.db.reader, self._app.settings.analysis_batch_size
         if self._until is None:
             self._until = max(0, await newest_row(db) - UNREAD_AT_START)
@@ -8331,7 +8830,7 @@ async def to_voice_note(sound: Media) -> bytes:
 async def deliver_voice(app: App, who: Who, text: str) -> tuple[bool, int | None]:
     """Send an answer as a voice note: (was it sent, the message's id). Where that fails the text is to go."""
     spoken = speakable(text)
-    if spoken is None or not app.llm.can("speak"):
+    if spoken is None or not app.llm.affords("speak"):
         return False, None
     try:
         note = await to_voice_note(await app.llm.speak(spoken, who.chat_id, who.user_id))
@@ -8465,13 +8964,6 @@ def unaddressed_verdict(policy: str, settings: Settings, dice: random.Random, wo
         return "join"
     chance = settings.smart_reply_chance if worth() else settings.random_reply_chance
     return "join" if dice.random() < chance else "store"
-
-
-def allowed(settings: Settings, chat_id: int, user_id: int) -> bool:
-    """Owners always; everyone where nothing is set; else a listed chat or a listed user."""
-    if user_id in settings.admin_ids or not (settings.allowed_chats or settings.allowed_users):
-        return True
-    return chat_id in settings.allowed_chats or user_id in settings.allowed_users
 
 
 def quiet_now(settings: Settings, chat: ChatSettings, now: float) -> bool:
@@ -8949,7 +9441,7 @@ async def use_tool(app: App, who: Who, call: Call) -> Result:
         most = app.settings.context_tokens // RESULT_SHARE  # three rounds of eight calls must not flood the context
         return Result(call, shortened(Said("user", text), most).text)
     except BotError as error:
-        return Result(call, f"error: {app.texts('en', error.key, **error.fields)}")
+        return Result(call, f"error: {error_text(app, 'en', error)}")
 
 
 async def think_offline(app: App, turn: Turn, who: Who) -> Answer:
@@ -9141,14 +9633,20 @@ async def answer_turn(app: App, turn: Turn, who: Who) -> None:
             if said:
                 await deliver(app, turn, who, Answer(said))
             return
+    if not await within_limits(app, who, turn):
+        return
+    poor = False
     try:
         answer = await think(app, turn, who)
     except LlmError as error:
         if turn.unprompted:
             return  # nobody asked, nobody needs to know
-        turn.kind = "notice"
-        await deliver(app, turn, who, Answer(app.texts(who.lang, error.key)))
-        return
+        if poor := error.kind == "budget":
+            answer = await think_offline(app, turn, who)
+        else:
+            turn.kind = "notice"
+            await deliver(app, turn, who, Answer(error_text(app, who.lang, error)))
+            return
     if not answer.text.strip():
         return  # stopped before the first word
     if answer.finish != "stop":
@@ -9158,6 +9656,51 @@ async def answer_turn(app: App, turn: Turn, who: Who) -> None:
     await deliver(app, turn, who, answer)
     if not app.llm:
         await tell_no_key(app, who)
+    if poor:
+        await tell_poor(app, who)
+
+
+async def within_limits(app: App, who: Who, turn: Turn) -> bool:
+    """Count a reply for those who asked, the group and all; False where nobody may be answered now.
+
+    Whoever is beyond their limit is told so once; what they said stays stored, and others are answered nevertheless.
+    """
+    if turn.newest.attempts:  # counted when it was tried first
+        return True
+    settings, limiter = app.settings, app.limiter
+    asking = {one.heard.user_id for one in turn.waiting if not one.unprompted}
+    for user_id in asking - settings.admin_ids:
+        if left := limiter.take("replies", user_id, settings.replies_per_hour, HOUR_S):
+            theirs = next(one.heard for one in reversed(turn.waiting) if one.heard.user_id == user_id)
+            turn.waiting = [one for one in turn.waiting if one.heard.user_id != user_id]
+            await refuse(app, dataclasses.replace(who, message_id=theirs.message_id), "replies", user_id, left)
+    if asking and turn.unprompted:  # what is left nobody asked
+        return False
+    if app.owner(turn.newest.heard.user_id):
+        return True
+    for kind, key, most in (
+        ("chat", who.chat_id, 0 if who.private else settings.chat_replies_per_hour),
+        ("total", 0, settings.total_replies_per_hour),
+    ):
+        if left := limiter.take(kind, key, most, HOUR_S):
+            if not turn.unprompted:
+                await refuse(app, who, kind, who.chat_id, left)
+            return False
+    return True
+
+
+async def refuse(app: App, who: Who, kind: str, key: int, left: float) -> None:
+    """Say that a limit is reached, and when that ends; once until then."""
+    if app.limiter.tells(kind, key, left):
+        await tell(app, who, error_text(app, who.lang, BotError(f"limit.{kind}", left_s=left)))
+
+
+async def tell_poor(app: App, who: Who) -> None:
+    """Say once a day in a chat that the budget is used up."""
+    left = day_left(app.clock.now(), app.settings)
+    if app.limiter.tells("budget", who.chat_id, left):
+        error = BotError("limit.budget", left_s=left)
+        await tell(app, dataclasses.replace(who, message_id=None), error_text(app, who.lang, error))
 
 
 async def tell_no_key(app: App, who: Who) -> None:
@@ -9190,7 +9733,7 @@ async def break_silence(app: App, chat_id: int) -> None:
     """Say something of one's own in a group that fell silent."""
     chat, now = await chat_settings(app, chat_id), app.clock.now()
     settings, since = app.settings, app.forgettings
-    if chat.policy not in ("always", "smart") or quiet_now(settings, chat, now) or not allowed(settings, chat_id, 0):
+    if chat.policy not in ("always", "smart") or quiet_now(settings, chat, now) or not allowed(app, chat_id, 0):
         return
     rows = await memory_window(
         app.db.reader, chat_id, 0, await memory_reset(app, chat_id, 0), app.settings.context_messages
@@ -10026,6 +10569,22 @@ async def summary_act(app: App, who: Who, owner: int, arg: str) -> Done:
     return Done(None, "summary")
 
 
+# == Payments =========================================================================================================
+# Telegram Stars, promo codes, what somebody has, and how they get their Stars back.
+
+
+# == Backups ==========================================================================================================
+# Copies of the database, verified, in turn; and the way back to one.
+
+
+# == Figures ==========================================================================================================
+# How the bot fares: counted while it lives, kept by the minute for the charts.
+
+
+# == Owner ============================================================================================================
+# What only owners may do: who may use the bot, messages to all chats, errors, costs.
+
+
 # == Menu =============================================================================================================
 # Commands that manage the bot itself, the menu of all there is, the settings of a chat, the greeting of a new group.
 
@@ -10172,11 +10731,8 @@ async def on_menu(app: App, who: Who, args: str) -> None:
 @panel("menu")
 async def menu_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     """All there is here: every panel that has a place in the menu."""
-    place, t = "private" if who.private else "group", functools.partial(app.texts, who.lang)
-    entries = [spec for spec in PANELS.values() if spec.entry is not None and place in spec.places]
-    buttons = [go(t(f"menu.to.{spec.name}"), owner, spec.name) for spec in sorted(entries, key=lambda s: s.entry or 0)]
     name = persona_name(app, who.lang, await chat_settings(app, who.chat_id))
-    return Panel(t("menu.text", name=name), in_rows(buttons), back=None)
+    return Panel(app.texts(who.lang, "menu.text", name=name), entries(app, who, owner, "menu"), back=None)
 
 
 @command("help")
@@ -10368,7 +10924,7 @@ async def on_button(app: App, who: Who, event: Mapping[str, Any]) -> None:
             raise BotError("button.not_yours")
         note = await handler(app, who, press, data)
     except BotError as error:
-        note = app.texts(who.lang, error.key, **error.fields)
+        note = error_text(app, who.lang, error)
     except ChatGone:
         await answer_press(app, event["id"], None)
         raise
@@ -10456,7 +11012,7 @@ class Web:
 # == Console ==========================================================================================================
 # The terminal as the chat: a session that prints instead of calling Telegram, and a reader that types updates.
 
-CONSOLE_GROUP = -1001
+CONSOLE_GROUP, CONSOLE_OWNER = -1001, 1
 
 
 class ConsoleSession(BaseSession):
@@ -10566,7 +11122,7 @@ class Console:
 
     def __init__(self, app: App, session: ConsoleSession, take: Callable[[list[Any]], Awaitable[None]]) -> None:
         self._app, self._session, self._take = app, session, take
-        self._names, self._speaker, self._group = {"You": 1}, "You", False
+        self._names, self._speaker, self._group = {"You": CONSOLE_OWNER}, "You", False
         self._update_id = int(time.time() * 1000)  # a later start goes on above
 
     async def run_beside(self) -> None:
@@ -10852,6 +11408,7 @@ class Sorter:
         self._app, self._last = app, last  # `last`: what waits last in the topic of a message
         self._lexicon = lexicon(app.texts)
         self._feel = self._lexicon.mood if app.settings.local_analysis else no_mood
+        self._limits = app.settings.commands_per_minute, app.settings.buttons_per_minute
         self._refused: Cache[tuple[int, int], bool] = Cache(2000, 3600, app.clock.monotonic)
         self._reacted: Cache[int, Window] = Cache(2000, 120, app.clock.monotonic)
         self.ears = Ears(0, "", None)
@@ -10866,7 +11423,7 @@ class Sorter:
             return self._sort_message(update_id, raw, resumed=resumed)
         if edited := raw.get("edited_message"):
             heard = hear(edited)
-            if heard is None or not allowed(self._app.settings, heard.chat_id, heard.user_id):
+            if heard is None or not allowed(self._app, heard.chat_id, heard.user_id):
                 return None, []
             mood = self._feel(heard.text)
             words = " ".join(vocabulary(self._app.texts).words(heard.text))
@@ -10876,11 +11433,11 @@ class Sorter:
             ]
         if query := raw.get("callback_query"):
             chat_id = ((query.get("message") or {}).get("chat") or {}).get("id", 0)
-            if not allowed(self._app.settings, chat_id, query["from"]["id"]):
-                lang = pick_lang(query["from"].get("language_code"), self._app.settings.language)
-                note = self._app.texts(lang, "error.not_allowed")
-                method = AnswerCallbackQuery(callback_query_id=query["id"], text=note, show_alert=True)
-                self._app.spawn(quietly(self._app.bot(method)), "refuse")
+            if not allowed(self._app, chat_id, query["from"]["id"]):
+                self._app.spawn(quietly(self._refuse_press(query)), "refuse")
+                return None, []
+            if not resumed and (left := self._too_many("buttons", query["from"]["id"], self._limits[1])):
+                self._app.spawn(quietly(self._refuse_press(query, left)), "refuse")
                 return None, []
             line = (chat_id, query["from"]["id"])
             return Passing(update_id, raw, functools.partial(on_button, event=query), line), []
@@ -10895,7 +11452,7 @@ class Sorter:
         """Membership and the stop button. A group that may not use the bot is not greeted; leaving is always noted."""
         chat_id, user_id = event["chat"]["id"], (event.get("from") or event["chat"])["id"]
         added = (event.get("new_chat_member") or {}).get("status") in INSIDE
-        if added and not allowed(self._app.settings, chat_id, user_id):
+        if added and not allowed(self._app, chat_id, user_id):
             return None
         return Passing(update_id, raw, functools.partial(handler, event=event))
 
@@ -10908,7 +11465,7 @@ class Sorter:
         heard = hear(message)
         if heard is None:
             return None, []
-        if not allowed(self._app.settings, heard.chat_id, heard.user_id):
+        if not allowed(self._app, heard.chat_id, heard.user_id):
             if heard.chat_kind == "private" or addressed(message, self.ears):
                 self._refuse(heard)
             return None, []
@@ -10924,9 +11481,9 @@ class Sorter:
     ) -> Waiting | Passing | None:
         message, private = raw["message"], heard.chat_kind == "private"
         if given := command_of(message, self.ears):
-            return self._plan_command(update_id, raw, heard, *given)
+            return self._plan_command(update_id, raw, heard, *given, resumed=resumed)
         if heard.kind == "command":  # another bot's
-            return self._plan_command(update_id, raw, heard, "", "") if private else None
+            return self._plan_command(update_id, raw, heard, "", "", resumed=resumed) if private else None
         waiting = self._waiting(update_id, message, heard)
         if private or resumed:
             return waiting
@@ -10954,7 +11511,7 @@ class Sorter:
         return Waiting(update_id, message, heard, now, forgettings=forgettings)
 
     def _plan_command(
-        self, update_id: int, raw: Mapping[str, Any], heard: Heard, name: str, args: str
+        self, update_id: int, raw: Mapping[str, Any], heard: Heard, name: str, args: str, *, resumed: bool
     ) -> Waiting | Passing | None:
         spec = self.command(raw["message"], heard, name)
         if spec is None:
@@ -10962,6 +11519,9 @@ class Sorter:
         if in_backlog(self._app, heard):  # an old one is answered only where it is the newest of a private chat
             waiting = self._waiting(update_id, raw["message"], heard)
             return waiting if heard.chat_kind == "private" else None
+        if not resumed and name != "cancel" and (left := self._too_many("commands", heard.user_id, self._limits[0])):
+            self._app.spawn(quietly(self._refuse_command(heard, left)), "refuse")
+            return None
         line = None if name == "cancel" else (heard.chat_id, heard.user_id)
         return Passing(update_id, raw, functools.partial(on_command, spec=spec, args=args), line)
 
@@ -11013,6 +11573,27 @@ class Sorter:
             text = self._app.texts(lang, "error.not_allowed")
             self._app.spawn(quietly(say(self._app.bot, heard.chat_id, text, thread_id=heard.thread_id)), "refuse")
 
+    def _too_many(self, kind: str, user_id: int, most: int) -> float:
+        """Seconds until this person may do one more of these in a minute; 0: now, and it is counted."""
+        return 0.0 if self._app.owner(user_id) else self._app.limiter.take(kind, user_id, most, 60.0)
+
+    async def _refuse_press(self, query: Mapping[str, Any], left: float = 0.0) -> None:
+        """Answer a press that is not dealt with: too many, told once until that ends, or not allowed at all."""
+        user = query["from"]
+        lang = await lang_of(self._app, user["id"], user.get("language_code"))
+        error = BotError("limit.buttons", left_s=left) if left else BotError("error.not_allowed")
+        note = error_text(self._app, lang, error)
+        if left and not self._app.limiter.tells("buttons", user["id"], left):
+            note = ""
+        await self._app.bot(AnswerCallbackQuery(callback_query_id=query["id"], text=note or None, show_alert=not left))
+
+    async def _refuse_command(self, heard: Heard, left: float) -> None:
+        private = heard.chat_kind == "private"
+        chosen = None if private else (await chat_settings(self._app, heard.chat_id)).lang
+        lang = chosen or await lang_of(self._app, heard.user_id, heard.language_code)
+        who = Who(heard.chat_id, heard.thread_id, heard.user_id, lang, private, message_id=heard.message_id)
+        await refuse(self._app, who, "commands", heard.user_id, left)
+
     def _react(self, heard: Heard, mood: Mood) -> None:
         """React beside, at most 5 times a minute in a chat."""
         now = self._app.clock.monotonic()
@@ -11036,6 +11617,7 @@ class Inbox:
         # what one user sends goes one after another: a flood of commands waits for itself and for nobody else
         self._lines = KeyedLocks()
         self._stopping = asyncio.Event()
+        app.backlog = lambda: self.busy
 
     async def open(self) -> None:
         """Learn who we are and where we left off. Raises TelegramUnauthorizedError, TelegramNetworkError."""
@@ -11291,7 +11873,7 @@ class Inbox:
         """A BotError becomes words in the user's language."""
         who = await self._who(raw)
         with contextlib.suppress(ChatGone, TelegramAPIError):
-            await tell(self._app, who, self._app.texts(who.lang, error.key, **error.fields))
+            await tell(self._app, who, error_text(self._app, who.lang, error))
 
     async def _who(self, raw: Mapping[str, Any]) -> Who:
         """Who did this, where; the ids come from the update and nowhere else."""
@@ -11553,6 +12135,8 @@ async def running(app: App) -> AsyncIterator[Inbox]:
     """An app with its database open and its handlers in place; closed in the reverse order."""
     await app.db.open()
     try:
+        await load_access(app)
+        await load_spent(app)
         await load_forms(app)
         inbox = Inbox(app)
         app.gate.on_gone = lambda chat_id: chat_left(app, chat_id)
@@ -11691,7 +12275,9 @@ async def announce(app: App) -> None:
 async def run_console(settings: Settings) -> int:
     """The terminal as the chat, until end of input. What waits in the inbox is the real bot's, and left alone."""
     session = ConsoleSession(print)
-    app = App(dataclasses.replace(settings, telegram_bot_token=""), session=session)  # a bot of its own, with id 0
+    # a bot of its own, with id 0; whoever sits here owns it
+    own = dataclasses.replace(settings, telegram_bot_token="", admin_ids=frozenset({CONSOLE_OWNER}))
+    app = App(own, session=session)
     async with running(app) as inbox:
         await inbox.open()
         console = Console(app, session, inbox.take)

@@ -29,6 +29,108 @@ CREATE TABLE llm_calls (
 CREATE INDEX llm_calls__by_time ON llm_calls (called_at);  -- usage_clean
 CREATE INDEX llm_calls__of_person ON llm_calls (user_id, called_at);  -- load_profile
 
+-- What a model cost on a day (of TIMEZONE, as 2026-11-21), all its calls together. The hourly cleanup deletes those
+-- older than 400 days.
+CREATE TABLE costs (
+    day            TEXT    NOT NULL,
+    provider       TEXT    NOT NULL,
+    model          TEXT    NOT NULL,
+    capability     TEXT    NOT NULL,
+    calls          INTEGER NOT NULL,
+    failed         INTEGER NOT NULL,           -- of the calls
+    unpriced       INTEGER NOT NULL,           -- of the calls: answered, but the table has no price for the model
+    input_tokens   INTEGER NOT NULL,
+    output_tokens  INTEGER NOT NULL,
+    thought_tokens INTEGER NOT NULL,
+    cached_tokens  INTEGER NOT NULL,
+    micro_usd      INTEGER NOT NULL,           -- millionths of a dollar
+    PRIMARY KEY (day, provider, model, capability)
+) STRICT, WITHOUT ROWID;
+
+-- == Limits ==
+
+-- A user or a chat that an owner banned, or allowed beyond ALLOWED_USERS and ALLOWED_CHATS. Deleted when an owner takes
+-- it back; stays when the person is forgotten, without a word of theirs.
+CREATE TABLE access (
+    id         INTEGER PRIMARY KEY,            -- of the user; of a group, below 0
+    verdict    TEXT    NOT NULL CHECK (verdict IN ('banned', 'allowed')),
+    decided_at INTEGER NOT NULL
+) STRICT;
+
+-- How much of what is counted by the day a person has used. Deleted two days later: neither a restart nor being
+-- forgotten is a way to get more.
+CREATE TABLE quotas (
+    user_id INTEGER NOT NULL,
+    name    TEXT    NOT NULL,
+    day     TEXT    NOT NULL,                  -- of TIMEZONE, as 2026-11-21
+    used    INTEGER NOT NULL,
+    PRIMARY KEY (user_id, name, day)
+) STRICT, WITHOUT ROWID;
+
+-- == Ledger ==
+
+-- What somebody has of a currency: always the sum of their rows in ledger, by the trigger below, and never negative.
+-- Goes with the person.
+CREATE TABLE balances (
+    user_id  INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    currency TEXT    NOT NULL CHECK (currency IN ('coins', 'bait', 'dollars')),
+    amount   INTEGER NOT NULL CHECK (amount >= 0),
+    PRIMARY KEY (user_id, currency)
+) STRICT, WITHOUT ROWID;
+
+-- A change of a balance; its reference is what it happened for, and happens once. Never changed; goes with the person.
+CREATE TABLE ledger (
+    id        INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id   INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    currency  TEXT    NOT NULL,
+    delta     INTEGER NOT NULL CHECK (delta <> 0),
+    reason    TEXT    NOT NULL,                -- a text key under ledger.reason
+    reference TEXT    NOT NULL UNIQUE,
+    posted_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX ledger__of_person ON ledger (user_id, id);  -- operations_of
+CREATE TRIGGER ledger__posted AFTER INSERT ON ledger BEGIN
+    INSERT OR IGNORE INTO balances (user_id, currency, amount) VALUES (new.user_id, new.currency, 0);
+    UPDATE balances SET amount = amount + new.delta WHERE user_id = new.user_id AND currency = new.currency;
+END;
+
+-- Stars that somebody paid, by Telegram's charge id. Never deleted, so that they can be given back: no word of the
+-- payer is in it.
+CREATE TABLE payments (
+    charge_id  TEXT    PRIMARY KEY,
+    user_id    INTEGER NOT NULL,
+    pack       TEXT    NOT NULL,               -- as the invoice had it
+    stars      INTEGER NOT NULL,
+    currency   TEXT    NOT NULL,               -- of what was bought; '': nothing that we know
+    units      INTEGER NOT NULL,
+    paid_at    INTEGER NOT NULL,
+    state      TEXT    NOT NULL CHECK (state IN ('paid', 'refunding', 'refunded')),
+    taken_back INTEGER NOT NULL DEFAULT 0,     -- units, with the refund
+    changed_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX payments__of_person ON payments (user_id, paid_at);  -- payments_of
+CREATE INDEX payments__by_time ON payments (paid_at);  -- payments_newest
+CREATE INDEX payments__unsettled ON payments (state) WHERE state = 'refunding';  -- refunds_left
+
+-- A code that gives something to whoever enters it. Made and deleted by an owner.
+CREATE TABLE promos (
+    code       TEXT    PRIMARY KEY,            -- in capitals
+    currency   TEXT    NOT NULL,
+    amount     INTEGER NOT NULL CHECK (amount > 0),
+    uses       INTEGER NOT NULL,               -- how often it may be used
+    used       INTEGER NOT NULL DEFAULT 0 CHECK (used <= uses),
+    expires_at INTEGER,                        -- NULL: never
+    made_at    INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Who used a code; stays when they are forgotten, or they could use it again. Goes with the code.
+CREATE TABLE promo_uses (
+    code    TEXT    NOT NULL REFERENCES promos (code) ON DELETE CASCADE,
+    user_id INTEGER NOT NULL,
+    used_at INTEGER NOT NULL,
+    PRIMARY KEY (code, user_id)
+) STRICT, WITHOUT ROWID;
+
 -- == Memory ==
 
 -- Somebody who spoke where the bot hears: a user, or a channel or group that speaks as itself (id below 0).
@@ -383,6 +485,45 @@ CREATE TABLE reminders (
 CREATE INDEX reminders__due ON reminders (due_at);  -- reminders_due
 CREATE INDEX reminders__of_person ON reminders (user_id);  -- reminders_of
 
+-- == Owner ==
+
+-- A message of an owner to all chats of a kind, sent to one after another by id. The hourly cleanup deletes those older
+-- than 30 days.
+CREATE TABLE broadcasts (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id    INTEGER NOT NULL,               -- the owner, in whose private chat the message is
+    message_id INTEGER NOT NULL,
+    audience   TEXT    NOT NULL CHECK (audience IN ('all', 'private', 'groups')),
+    state      TEXT    NOT NULL CHECK (state IN ('draft', 'running', 'done', 'cancelled')),
+    panel_id   INTEGER,                        -- the message that shows how far it is
+    after_chat INTEGER,                        -- the last chat that was dealt with; NULL: none yet
+    total      INTEGER NOT NULL DEFAULT 0,     -- chats when it began
+    sent       INTEGER NOT NULL DEFAULT 0,
+    gone       INTEGER NOT NULL DEFAULT 0,     -- chats where nobody is any more
+    failed     INTEGER NOT NULL DEFAULT 0,
+    made_at    INTEGER NOT NULL
+) STRICT;
+
+-- == Web ==
+
+-- What happened in a minute (epoch / 60), for the charts. The hourly cleanup deletes those older than 14 days.
+CREATE TABLE minutes (
+    minute       INTEGER PRIMARY KEY,
+    updates      INTEGER NOT NULL,
+    messages     INTEGER NOT NULL,             -- stored
+    replies      INTEGER NOT NULL,
+    errors       INTEGER NOT NULL,             -- logged
+    p50_ms       INTEGER,                      -- from an update to its answer; NULL: there was none
+    p95_ms       INTEGER,
+    llm_calls    INTEGER NOT NULL,
+    llm_errors   INTEGER NOT NULL,
+    micro_usd    INTEGER NOT NULL,
+    cache_hits   INTEGER NOT NULL,
+    cache_misses INTEGER NOT NULL,
+    rss_kb       INTEGER NOT NULL,             -- memory of the process
+    backlog      INTEGER NOT NULL              -- turns and updates at work or waiting
+) STRICT;
+
 -- == Inbox ==
 
 -- An update taken from Telegram and not yet dealt with; deleted in the commit that stores the answer.
@@ -402,4 +543,4 @@ CREATE TABLE inbox_seen (
     seen_at   INTEGER NOT NULL
 ) STRICT;
 
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;

@@ -41,6 +41,9 @@ NOON = datetime(2026, 5, 13, 12, tzinfo=KYIV).timestamp()  # a Wednesday
 TEXTS = bot.Texts(bot.HERE / "locales")
 ANNA, BORYS, VIRA, OLENA, OWNER = 11, 12, 13, 14, 99
 settings = pytest.mark.settings
+NO_LIMITS = dict.fromkeys(
+    ("commands_per_minute", "buttons_per_minute", "replies_per_hour", "chat_replies_per_hour", "backup_hours"), 0
+)
 Later = Callable[[float], Awaitable[None]]
 
 
@@ -504,10 +507,12 @@ class Okun:
 
 
 def make_settings(**values: Any) -> bot.Settings:
-    """The defaults, with a token, a key, an owner and no pacing, and what is given."""
+    """The defaults, with a token, a key, an owner, no pacing and no limits, and what is given."""
     defaults, faults = bot.read_settings({"TELEGRAM_BOT_TOKEN": "42:TEST", "GEMINI_API_KEY": "test-key"}, {})
     assert defaults, faults
-    return replace(defaults, **{"admin_ids": frozenset({OWNER}), "sends_per_second": 0, "web_port": 0, **values})
+    return replace(
+        defaults, **{"admin_ids": frozenset({OWNER}), "sends_per_second": 0, "web_port": 0, **NO_LIMITS, **values}
+    )
 
 
 # -- fixtures

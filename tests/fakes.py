@@ -2519,6 +2519,11 @@ class BotProcess:
             "DB_PATH": str(self.database),
             "WEB_PORT": 0,
             "SENDS_PER_SECOND": 0,
+            "COMMANDS_PER_MINUTE": 0,
+            "BUTTONS_PER_MINUTE": 0,
+            "REPLIES_PER_HOUR": 0,
+            "CHAT_REPLIES_PER_HOUR": 0,
+            "BACKUP_HOURS": 0,
             "LOG_LEVEL": "DEBUG",
         }
         self.env = {key: str(value) for key, value in (settings | env).items() if value is not None}

@@ -20,6 +20,9 @@ KEYS = sorted(TEXTS.keys("en"))
 # What stands for the part of a key that is put together when it is used; a new one is written down here.
 COMPOSED = {
     "span.{}": ["days", "hours", "minutes", "seconds"],
+    "span_in.{}": ["days", "hours", "minutes", "seconds"],
+    "limit.{}": ["commands", "replies", "chat", "total"],
+    "limit.day.{}": [],
     "llm.{}": [kind for kind in bot.REMEDIES if bot.worst([kind]) == kind],
     "reply.{}": ["length", "cut"],
     "command.{}": list(bot.COMMANDS),
@@ -41,8 +44,8 @@ COMPOSED = {
     "forget.done_{}": ["here", "all"],
     "settings.{}.{}": [f"{name}.{value}" for name, values in bot.SETTINGS_VALUES.items() for value in values],
     "settings.policy_is.{}": ["always", "smart", "mention", "never"],
-    "fault.{}": ["token", "number", "switch", "ids", "choice", "url", "timezone", "hours", "secret", "unknown",
-                 "unknown_close"],
+    "fault.{}": ["token", "number", "switch", "ids", "choice", "url", "timezone", "hours", "secret", "web_token",
+                 "unknown", "unknown_close"],
 }  # fmt: skip
 # calls whose first (or second) argument is a key
 SAY = re.compile(r"(texts|counted|_texts|BotError|Unavailable|tell_owners|_say|t)$")
