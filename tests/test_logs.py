@@ -19,6 +19,7 @@ TOKEN = "123456:AAbcdefghijklmnop"
 KEY = "my-own-gemini-key"
 PROXY = "socks5://user:pass-word@proxy:1080"
 SECRETS = {
+    "WEB_TOKEN": "a-password-of-the-page",
     "TELEGRAM_BOT_TOKEN": TOKEN,
     "GEMINI_API_KEY": KEY,
     "OPENAI_API_KEY": "sk-openai-1234",
