@@ -192,11 +192,13 @@ from aiogram.exceptions import (  # noqa: E402
 from aiogram.filters.callback_data import CallbackData  # noqa: E402
 from aiogram.methods import (  # noqa: E402
     AnswerCallbackQuery,
+    AnswerPreCheckoutQuery,
     DeleteMessage,
     DeleteWebhook,
     GetChatMember,
     GetFile,
     GetMe,
+    RefundStarPayment,
     SendChatAction,
     SetMessageReaction,
     SetMyCommands,
@@ -1391,9 +1393,12 @@ class Db:
                 pause = min(pause * 2, 2.0)
 
     @asynccontextmanager
-    async def tx(self) -> AsyncIterator[Tx]:
-        """BEGIN IMMEDIATE … COMMIT. Await nothing in it but its own queries; it never nests."""
-        async with self._lock:
+    async def tx(self, *, durable: bool = False) -> AsyncIterator[Tx]:
+        """BEGIN IMMEDIATE … COMMIT. Await nothing in it but its own queries; it never nests.
+
+        `durable`: what is committed survives a power cut, too.
+        """
+        async with self._lock, self._synced() if durable else contextlib.nullcontext():
             try:
                 await to_the_end(self._begin())
                 yield Tx(self._writer)
@@ -1402,6 +1407,15 @@ class Db:
                 # cancelled in BEGIN it would stay open, cancelled in COMMIT it is committed
                 if self._writer.in_transaction:
                     await to_the_end(self._writer.execute("ROLLBACK"))
+
+    @asynccontextmanager
+    async def _synced(self) -> AsyncIterator[None]:
+        """Sync the write-ahead log with each commit; SQLite lets that be changed between transactions only."""
+        try:
+            await to_the_end(self._writer.execute("PRAGMA synchronous = FULL"))
+            yield
+        finally:
+            await to_the_end(self._writer.execute("PRAGMA synchronous = NORMAL"))
 
     async def truncate_log(self) -> bool:
         """Move all of the write-ahead log into the file and empty it; False where a reader is in the way."""
@@ -2184,6 +2198,22 @@ class SayDocument(TelegramMethod[MessageId]):
     reply_parameters: dict[str, Any] | None = None
 
 
+class SayInvoice(TelegramMethod[MessageId]):
+    """sendInvoice, likewise: for Stars there is no provider, and exactly one price."""
+
+    __returning__ = MessageId
+    __api_method__ = "sendInvoice"
+
+    chat_id: int
+    title: str  # 1 to 32 characters
+    description: str  # 1 to 255
+    payload: str
+    currency: str
+    prices: tuple[dict[str, Any], ...]
+    provider_token: str = ""
+    start_parameter: str = ""
+
+
 class GetRawUpdates(TelegramMethod[Any]):
     """getUpdates with the updates as plain dicts, to be stored before they are understood."""
 
@@ -2568,8 +2598,8 @@ async def say(
     return await say(bot, chat_id, piece.text, thread_id=thread_id, reply_to_id=reply_to_id, markup=markup)
 
 
-async def send_file(bot: Bot, method: SayVoice | SayPhoto | SayDocument) -> int | None:
-    """Send a file. Returns the message's id, or None where Telegram took it but the answer was lost (logged)."""
+async def send_file(bot: Bot, method: SayVoice | SayPhoto | SayDocument | SayInvoice) -> int | None:
+    """Send a file, or an invoice. Returns the message's id, or None where Telegram took it but the answer was lost."""
     try:
         return (await bot(method)).message_id
     except AnswerLost as error:
@@ -3928,6 +3958,7 @@ class App:
         self.summarising: set[tuple[int, int]] = set()  # topics whose summary is being made
         self.reminded: dict[int, tuple[Any, ...]] = {}  # reminders that were said and not yet taken off
         self.reminding: set[int] = set()  # chats that are being reminded
+        self.refunding: set[str] = set()  # charges whose Stars are being given back
         self.epochs: Counter[int] = Counter()  # goes up when something in a chat is forgotten, or a topic reset
         # each forgetting has a number; when a chat, and a person in it, were last forgotten
         self.forgettings = 0
@@ -3964,13 +3995,14 @@ class App:
         self.profiles: Cache[tuple[int, int], Profile] = Cache(5000, 300, monotonic)
         self.moods: Cache[tuple[int, str], MoodReport] = Cache(500, 300, monotonic)
         self.admins: Cache[tuple[int, int], bool] = Cache(2000, 60, monotonic)
+        self.balances: Cache[int, Mapping[str, int]] = Cache(5000, 300, monotonic)
         self.drawn: Cache[tuple[int, str, str], bytes] = Cache(50, 300, monotonic)  # pictures of moods
 
     @property
     def caches(self) -> dict[str, Cache[Any, Any]]:
         """The caches that answer instead of the database, by name."""
         names = ("chats", "langs", "resets", "names", "facts", "summaries", "personas", "tempers", "profiles", "moods",
-                 "admins")  # fmt: skip
+                 "balances", "admins")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -4400,6 +4432,99 @@ async def quotas_clean(app: App) -> None:
 # == Ledger ===========================================================================================================
 # What people have: integer amounts, changed once for each reference, never below zero, in one transaction with their
 # effect.
+
+# -- rules
+
+ICONS = {"coins": "🪙", "bait": "🪱", "dollars": "💵"}  # the currencies there are
+REASONS = ("pack", "promo", "stars_back", "undone")  # what a balance changes for: keys of ledger.reason
+
+
+def amount_words(amounts: Mapping[str, int]) -> str:
+    """What somebody has, without what they have nothing of: "100 🪙, 7 🪱"."""
+    return ", ".join(f"{amounts[currency]} {icon}" for currency, icon in ICONS.items() if amounts.get(currency))
+
+
+def signed(delta: int) -> str:
+    return f"+{delta}" if delta > 0 else f"−{-delta}"
+
+
+# -- queries
+
+
+async def post(tx: Tx, user_id: int, currency: str, delta: int, reason: str, reference: str, now: float) -> bool:
+    """Change what somebody (who has a row: ensure_person) has; False, and no change, where the reference is known.
+
+    Raises BotError("ledger.short") where there is less than what is to be taken; the transaction can go on then.
+    """
+    if currency not in ICONS or reason not in REASONS:  # the table of balances would let the first one pass
+        raise ValueError(f"no such currency or reason: {currency}, {reason}")
+    try:
+        row = await tx.one(
+            """INSERT INTO ledger (user_id, currency, delta, reason, reference, posted_at) VALUES (?, ?, ?, ?, ?, ?)
+               ON CONFLICT (reference) DO NOTHING RETURNING id""",
+            user_id, currency, delta, reason, reference, int(now),
+        )  # fmt: skip
+    except sqlite3.IntegrityError as error:
+        if "amount >= 0" not in str(error):  # SQLite names the condition that failed
+            raise
+        have = await balances_of(tx, user_id)
+        raise BotError("ledger.short", need=-delta, have=have.get(currency, 0), icon=ICONS[currency]) from error
+    return row is not None
+
+
+async def post_loss(tx: Tx, user_id: int, currency: str, amount: int, reason: str, reference: str, now: float) -> int:
+    """Take so much, or as much as there is; how much that was. Where it is nothing, the reference stays unknown."""
+    have = await balances_of(tx, user_id)
+    taken = min(amount, have.get(currency, 0))
+    if taken < 1 or not await post(tx, user_id, currency, -taken, reason, reference, now):
+        return 0
+    return taken
+
+
+async def refund(tx: Tx, reference: str, now: float) -> bool:
+    """Undo the change that was posted under a reference; False where that was done before, or there is none such.
+
+    Raises BotError("ledger.short") where what was given is spent already.
+    """
+    row = await tx.one("SELECT user_id, currency, delta FROM ledger WHERE reference = ?", reference)
+    if row is None:
+        return False
+    return await post(tx, row["user_id"], row["currency"], -row["delta"], "undone", f"refund:{reference}", now)
+
+
+async def balances_of(db: Queries, user_id: int) -> dict[str, int]:
+    """What somebody has, by currency."""
+    rows = await db.all("SELECT currency, amount FROM balances WHERE user_id = ?", user_id)
+    return {row["currency"]: row["amount"] for row in rows}
+
+
+async def operations_of(db: Queries, user_id: int, before_id: int, most: int) -> list[sqlite3.Row]:
+    """The last changes of what somebody has, newest first; those before a row of the ledger."""
+    return await db.all(
+        """SELECT id, currency, delta, reason, posted_at FROM ledger WHERE user_id = ? AND id < ?
+           ORDER BY id DESC LIMIT ?""",
+        user_id, before_id, most,
+    )  # fmt: skip
+
+
+# -- actions
+
+
+@asynccontextmanager
+async def money(app: App, *user_ids: int) -> AsyncIterator[Tx]:
+    """A transaction that survives a power cut; what is cached about these people's balances is forgotten after it."""
+    try:
+        async with app.db.tx(durable=True) as tx:
+            yield tx
+    finally:  # also where it was cancelled: a COMMIT goes on to its end
+        for user_id in user_ids:
+            app.balances.forget(user_id)
+            app.profiles.forget_all(user_id)
+
+
+async def balance_of(app: App, user_id: int) -> Mapping[str, int]:
+    """What somebody has, by currency; cached for five minutes, forgotten when changed."""
+    return await app.balances.get(user_id, lambda: balances_of(app.db.reader, user_id))
 
 
 # == Memory ===========================================================================================================
@@ -6491,6 +6616,7 @@ async def forget_person(app: App, user_id: int, chat_ids: Iterable[int], *, ever
     for key in (("user", user_id), ("user in private", user_id), ("chat", user_id)):
         app.known.pop(key, None)
     app.langs.forget(user_id)
+    app.balances.forget(user_id)
 
 
 async def forget_in_chat(app: App, user_id: int, chat_id: int) -> None:
@@ -6665,6 +6791,15 @@ async def export_head(app: App, user_id: int) -> dict[str, Any]:
     )
     tempers = await db.all("SELECT chat_id, name, line FROM tempers WHERE user_id = ?", user_id)
     forms = await db.all("SELECT chat_id, kind, data, changed_at FROM forms WHERE user_id = ?", user_id)
+    ledger = await db.all(
+        "SELECT currency, delta, reason, reference, posted_at FROM ledger WHERE user_id = ? ORDER BY id", user_id
+    )
+    payments = await db.all(
+        """SELECT charge_id, pack, stars, currency, units, paid_at, state, taken_back, changed_at FROM payments
+           WHERE user_id = ?""",
+        user_id,
+    )
+    promos = await db.all("SELECT code, used_at FROM promo_uses WHERE user_id = ?", user_id)
     return {
         "exported_at": int(app.clock.now()),
         "person": dict(person) if person else {"user_id": user_id},
@@ -6675,6 +6810,10 @@ async def export_head(app: App, user_id: int) -> dict[str, Any]:
         "personas": [dict(row) for row in personas],
         "tempers": [dict(row) for row in tempers],
         "unfinished": [dict(row) for row in forms],
+        "balances": await balances_of(db, user_id),
+        "ledger": [dict(row) for row in ledger],
+        "payments": [dict(row) for row in payments],
+        "promo_codes": [dict(row) for row in promos],
     }
 
 
@@ -6698,7 +6837,10 @@ async def forget_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     rows = [
         [(app.texts(who.lang, f"forget.button.{scope}"), ForgetPress(owner=owner, scope=scope))] for scope in scopes
     ]
-    return Panel(app.texts(who.lang, "forget.ask" if who.private else "forget.ask_group"), rows, back=("privacy", ""))
+    text = app.texts(who.lang, "forget.ask" if who.private else "forget.ask_group")
+    if who.private and (have := amount_words(await balance_of(app, owner))):
+        text += "\n\n" + app.texts(who.lang, "forget.balance", have=have)
+    return Panel(text, rows, back=("privacy", ""))
 
 
 @button(ForgetPress)
@@ -10572,6 +10714,755 @@ async def summary_act(app: App, who: Who, owner: int, arg: str) -> Done:
 # == Payments =========================================================================================================
 # Telegram Stars, promo codes, what somebody has, and how they get their Stars back.
 
+# -- rules
+
+STARS = "XTR"
+OPERATIONS_A_PAGE, PAYMENTS_A_PAGE, PROMOS_A_PAGE = 10, 8, 8
+OWN_PAYMENTS = 5  # shown to their payer
+PROMO_TRIES = 10  # a day and person
+REFUNDS_EVERY_S = 3600
+NEWEST = 1 << 62  # above every id
+MAX_UNITS, MAX_PROMO_DAYS = 1_000_000, 3650
+PROMO_CODE = re.compile(r"[A-Z0-9_-]{3,24}")
+COSTS_COINS: tuple[str, ...] = ()  # settings that are prices in coins
+
+
+class Pack(NamedTuple):
+    """What is sold for Stars."""
+
+    currency: str
+    units: int
+    stars: int
+
+
+# by the id in the invoice; one that was sold keeps its id and its price for good, or old invoices are refused
+PACKS = {
+    "coins100": Pack("coins", 100, 50),
+    "coins500": Pack("coins", 500, 225),
+    "coins1200": Pack("coins", 1200, 500),
+}
+
+
+class Payment(NamedTuple):
+    """Stars that somebody paid: a row of payments."""
+
+    charge_id: str
+    user_id: int
+    pack: str
+    stars: int
+    currency: str
+    units: int
+    paid_at: int
+    state: str = "paid"
+    taken_back: int = 0
+    changed_at: int = 0
+
+    @property
+    def key(self) -> str:
+        """What buttons name it by: a charge id is too long for them."""
+        return f"{self.paid_at}-{text_hash(self.charge_id)[:10]}"
+
+    @property
+    def reference(self) -> str:
+        """Of what a refund takes back; another one each time that a refund is begun."""
+        return f"stars back {self.charge_id} {self.changed_at}"
+
+
+class Paid(NamedTuple):
+    """A payment as owners see it: with the payer's name, and how much they have of what was bought."""
+
+    payment: Payment
+    name: str
+    have: int
+
+    @property
+    def payer(self) -> str:
+        return f"{excerpt(self.name, 30)} ({self.payment.user_id})"
+
+
+def pack_paid(payload: str, currency: str, stars: int) -> Pack | None:
+    """The pack of an invoice of ours; None where there is none such now, or its price is another."""
+    match = re.fullmatch(r"pack:(\w+):1", payload)
+    pack = PACKS.get(match[1]) if match else None
+    return pack if pack and (currency, stars) == (STARS, pack.stars) else None
+
+
+def coins_buy_something(settings: Settings) -> bool:
+    return any(getattr(settings, name) for name in COSTS_COINS)
+
+
+class Promo(NamedTuple):
+    """A code that gives something: a row of promos."""
+
+    code: str
+    currency: str
+    amount: int
+    uses: int
+    used: int
+    expires_at: int | None
+    made_at: int
+
+
+def promo_folded(text: str) -> str:
+    return whole(text).strip().upper()
+
+
+def read_promo(text: str, now: int) -> Promo:
+    """CODE AMOUNT [USES] [DAYS]; once and for ever where nothing else is said. Raises BotError."""
+    code, *numbers = promo_folded(text).split() or [""]
+    if not PROMO_CODE.fullmatch(code) or not 1 <= len(numbers) <= 3:
+        raise BotError("promo.usage_new")
+    amount, uses, days = (*map(number_in, numbers), *(1, 0)[len(numbers) - 1 :])
+    if not 1 <= amount <= MAX_UNITS or not 1 <= uses <= MAX_UNITS or days > MAX_PROMO_DAYS:
+        raise BotError("promo.usage_new")
+    if len(numbers) == 3 and not days:
+        raise BotError("promo.usage_new")
+    return Promo(code, "coins", amount, uses, 0, now + days * DAY_S if days else None, now)
+
+
+# -- queries
+
+
+async def put_payment(tx: Tx, payment: Payment) -> bool:
+    """Store a payment; False where it is known."""
+    row = await tx.one(
+        """INSERT INTO payments (charge_id, user_id, pack, stars, currency, units, paid_at, state, taken_back,
+             changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (charge_id) DO NOTHING RETURNING 1""",
+        *payment,
+    )
+    return row is not None
+
+
+async def payment_by_charge(db: Queries, charge_id: str) -> Payment:
+    rows = await db.all(
+        """SELECT charge_id, user_id, pack, stars, currency, units, paid_at, state, taken_back, changed_at
+           FROM payments WHERE charge_id = ?""",
+        charge_id,
+    )
+    return Payment._make(rows[0])
+
+
+async def payments_at(db: Queries, paid_at: int) -> list[Paid]:
+    """Those of one second."""
+    rows = await db.all(
+        """SELECT p.charge_id, p.user_id, p.pack, p.stars, p.currency, p.units, p.paid_at, p.state, p.taken_back,
+                  p.changed_at, coalesce(u.name, '?'), coalesce(b.amount, 0)
+           FROM payments AS p LEFT JOIN users AS u ON u.user_id = p.user_id
+           LEFT JOIN balances AS b ON b.user_id = p.user_id AND b.currency = p.currency WHERE p.paid_at = ?""",
+        paid_at,
+    )
+    return [Paid(Payment._make(row[:-2]), *row[-2:]) for row in rows]
+
+
+async def payments_of(db: Queries, user_id: int, most: int) -> list[Payment]:
+    """The last payments of somebody, newest first."""
+    rows = await db.all(
+        """SELECT charge_id, user_id, pack, stars, currency, units, paid_at, state, taken_back, changed_at
+           FROM payments WHERE user_id = ? ORDER BY paid_at DESC LIMIT ?""",
+        user_id, most,
+    )  # fmt: skip
+    return [Payment._make(row) for row in rows]
+
+
+async def payments_newest(db: Queries, skip: int, most: int) -> list[Paid]:
+    """Payments of everybody, newest first."""
+    rows = await db.all(
+        """SELECT p.charge_id, p.user_id, p.pack, p.stars, p.currency, p.units, p.paid_at, p.state, p.taken_back,
+                  p.changed_at, coalesce(u.name, '?'), coalesce(b.amount, 0)
+           FROM payments AS p LEFT JOIN users AS u ON u.user_id = p.user_id
+           LEFT JOIN balances AS b ON b.user_id = p.user_id AND b.currency = p.currency
+           ORDER BY p.paid_at DESC, p.charge_id LIMIT ? OFFSET ?""",
+        most, skip,
+    )  # fmt: skip
+    return [Paid(Payment._make(row[:-2]), *row[-2:]) for row in rows]
+
+
+async def refunds_left(db: Queries) -> list[Payment]:
+    """Refunds that were begun, of which Telegram said neither that they are done nor that they cannot be."""
+    rows = await db.all(
+        """SELECT charge_id, user_id, pack, stars, currency, units, paid_at, state, taken_back, changed_at
+           FROM payments WHERE state = 'refunding'"""
+    )
+    return [Payment._make(row) for row in rows]
+
+
+async def take_back(tx: Tx, charge_id: str, state: str, now: float) -> Payment:
+    """Take what is unspent of a payment's units; it is then in that state. As it stands after that."""
+    await tx.run(
+        "UPDATE payments SET state = ?, changed_at = max(?, changed_at + 1) WHERE charge_id = ?",
+        state, int(now), charge_id,
+    )  # fmt: skip
+    payment = await payment_by_charge(tx, charge_id)
+    taken = await post_loss(tx, payment.user_id, payment.currency, payment.units, "stars_back", payment.reference, now)
+    await tx.run("UPDATE payments SET taken_back = ? WHERE charge_id = ?", taken, charge_id)
+    return payment._replace(taken_back=taken)
+
+
+async def end_refund(tx: Tx, charge_id: str, state: str) -> bool:
+    """A refund under way is done (refunded), or cannot be (paid); False where it is under way no more."""
+    return bool(
+        await tx.run("UPDATE payments SET state = ? WHERE charge_id = ? AND state = 'refunding'", state, charge_id)
+    )
+
+
+async def put_promo(tx: Tx, promo: Promo) -> bool:
+    """Store a new code; False where there is one of that name."""
+    row = await tx.one(
+        """INSERT INTO promos (code, currency, amount, uses, used, expires_at, made_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+           ON CONFLICT (code) DO NOTHING RETURNING 1""",
+        *promo,
+    )
+    return row is not None
+
+
+async def promos_newest(db: Queries) -> list[Promo]:
+    rows = await db.all(
+        "SELECT code, currency, amount, uses, used, expires_at, made_at FROM promos ORDER BY made_at DESC, code"
+    )
+    return [Promo._make(row) for row in rows]
+
+
+async def take_promo(tx: Tx, user_id: int, code: str, now: int) -> Promo | str:
+    """Use a code; what it gave, or why it gave nothing: a key under promo."""
+    row = await tx.one(
+        "SELECT code, currency, amount, uses, used, expires_at, made_at FROM promos WHERE code = ?", code
+    )
+    if row is None:
+        return "unknown"
+    promo = Promo._make(row)
+    if await tx.one("SELECT 1 FROM promo_uses WHERE code = ? AND user_id = ?", code, user_id):
+        return "used"
+    if promo.expires_at is not None and promo.expires_at <= now:
+        return "expired"
+    if promo.used >= promo.uses:
+        return "used_up"
+    await ensure_person(tx, user_id)
+    # a code that was deleted may be made again; but not twice in a second
+    reference = f"promo {code} {promo.made_at} {user_id}"
+    if not await post(tx, user_id, promo.currency, promo.amount, "promo", reference, now):
+        return "used"
+    await tx.run("INSERT INTO promo_uses (code, user_id, used_at) VALUES (?, ?, ?)", code, user_id, now)
+    await tx.run("UPDATE promos SET used = used + 1 WHERE code = ?", code)
+    return promo
+
+
+# -- actions
+
+
+async def find_payment(app: App, key: str) -> Paid:
+    """The payment that a button names. Raises BotError."""
+    for paid in await payments_at(app.db.reader, number_in(key.partition("-")[0])):
+        if paid.payment.key == key:
+            return paid
+    raise BotError("button.old")
+
+
+async def take_payment(app: App, payment: Payment) -> Payment:
+    """Store a payment and give what was paid for, once however often it comes; the payment as it is stored."""
+    async with money(app, payment.user_id) as tx:
+        new = await put_payment(tx, payment)
+        if new and payment.units:
+            await ensure_person(tx, payment.user_id)
+            reference = f"stars {payment.charge_id}"
+            await post(tx, payment.user_id, payment.currency, payment.units, "pack", reference, payment.changed_at)
+        return await payment_by_charge(tx, payment.charge_id)
+
+
+async def note_refunded(app: App, payment: Payment) -> Payment | None:
+    """Telegram says that Stars were given back, by whomever; the payment where that is news."""
+    now = app.clock.now()
+    async with money(app, payment.user_id) as tx:
+        if await put_payment(tx, payment._replace(currency="", units=0, state="refunded")):
+            return None  # the payment itself comes later, or never: it gives nothing any more
+        known = await payment_by_charge(tx, payment.charge_id)
+        if known.state == "paid":
+            return await take_back(tx, known.charge_id, "refunded", now)
+        return known if await end_refund(tx, known.charge_id, "refunded") else None
+
+
+async def begin_refund(app: App, payment: Payment, accepted: int) -> tuple[Payment, int]:
+    """Take the units of a payment back, before its Stars are: the payment, and how many units of it are spent. Where
+    those are more than `accepted`, nothing is done. Raises BotError where it is not to be refunded (any more)."""
+    async with money(app, payment.user_id) as tx:
+        known = await payment_by_charge(tx, payment.charge_id)
+        if known.state != "paid":
+            raise BotError("payment.not_paid")
+        have = await balances_of(tx, known.user_id)
+        spent = max(0, known.units - have.get(known.currency, 0))
+        if spent > accepted:
+            return known, spent
+        return await take_back(tx, known.charge_id, "refunding", app.clock.now()), 0
+
+
+async def settle_refund(app: App, payment: Payment) -> None:
+    """Ask Telegram to give the Stars of a payment back; one whose answer is lost is asked for again later."""
+    if payment.charge_id in app.refunding:
+        return
+    app.refunding.add(payment.charge_id)
+    try:
+        payment = await payment_by_charge(app.db.reader, payment.charge_id)
+        if payment.state != "refunding":  # it was settled while this one waited
+            return
+        await app.bot(RefundStarPayment(user_id=payment.user_id, telegram_payment_charge_id=payment.charge_id))
+    except (TelegramBadRequest, ChatGone) as error:
+        if "CHARGE_ALREADY_REFUNDED" not in str(error):
+            await undo_refund(app, payment, str(error))
+            return
+    except TelegramAPIError as error:
+        log.warning("refund not settled yet: %s", error, extra={"user_id": payment.user_id})
+        return
+    finally:
+        app.refunding.discard(payment.charge_id)
+    async with money(app, payment.user_id) as tx:
+        done = await end_refund(tx, payment.charge_id, "refunded")
+    if done:
+        await tell_refunded(app, payment)
+
+
+async def undo_refund(app: App, payment: Payment, why: str) -> None:
+    """Telegram will not: what was taken back is given back."""
+    async with money(app, payment.user_id) as tx:
+        undone = await end_refund(tx, payment.charge_id, "paid")
+        if undone:
+            await refund(tx, payment.reference, app.clock.now())
+            await tx.run("UPDATE payments SET taken_back = 0 WHERE charge_id = ?", payment.charge_id)
+    if undone:
+        log.error("refund refused: %s", why, extra={"user_id": payment.user_id})
+        await tell_owners_of(app, "payment.refused", payment, why=excerpt(why, 200))
+
+
+async def tell_refunded(app: App, payment: Payment) -> None:
+    """The payer hears of it, where they can be reached."""
+    lang = await lang_of(app, payment.user_id)
+    taken = f"{payment.taken_back} {ICONS[payment.currency]}" if payment.taken_back else ""
+    text = app.texts(lang, "payment.refunded_taken" if taken else "payment.refunded", stars=payment.stars, taken=taken)
+    with contextlib.suppress(ChatGone, TelegramAPIError):
+        await say(app.bot, payment.user_id, text)
+
+
+async def tell_owners_of(app: App, key: str, payment: Payment, **fields: Any) -> int:
+    """A private message about a payment to each owner, with a button that leads to it; how many it reached."""
+    row = await app.db.reader.one("SELECT name FROM users WHERE user_id = ?", payment.user_id)
+    reached, name = 0, Paid(payment, row["name"] if row else "?", 0).payer
+    for user_id in app.settings.admin_ids:
+        lang = await lang_of(app, user_id)
+        text = app.texts(lang, key, stars=payment.stars, name=name, **fields)
+        markup = keyboard([[go(app.texts(lang, "payment.button.open"), user_id, "payment", payment.key)]])
+        with contextlib.suppress(ChatGone, TelegramAPIError):
+            await say(app.bot, user_id, text, markup=markup)
+            reached += 1
+    return reached
+
+
+@loop("refunds")
+async def refunds_loop(app: App) -> None:
+    """What a crash or the network left of refunds, at the start and each hour."""
+    while True:
+        try:
+            for payment in await refunds_left(app.db.reader):
+                await settle_refund(app, payment)
+        except sqlite3.Error as error:
+            log.error("refunds not looked at: %s", error)
+        await app.clock.sleep(REFUNDS_EVERY_S)
+
+
+async def use_promo(app: App, user_id: int, text: str) -> Promo:
+    """Give somebody what a code is for. Raises BotError; a code that gives nothing counts as a try, too."""
+    async with money(app, user_id) as tx:
+        await use_quota(tx, app, user_id, "promo", PROMO_TRIES)
+        found = await take_promo(tx, user_id, promo_folded(text), int(app.clock.now()))
+    if isinstance(found, str):
+        raise BotError(f"promo.{found}")
+    return found
+
+
+async def make_promo(app: App, text: str) -> Promo:
+    promo = read_promo(text, int(app.clock.now()))
+    async with app.db.tx() as tx:
+        new = await put_promo(tx, promo)
+    if not new:
+        raise BotError("promo.exists", code=promo.code)
+    return promo
+
+
+async def send_invoice(app: App, who: Who, pack_id: str) -> None:
+    """An invoice in a private chat. Copies of it that are forwarded lead here, instead of being paid elsewhere."""
+    pack = PACKS[pack_id]
+    title = app.texts.counted(who.lang, f"ledger.name.{pack.currency}", pack.units)
+    about = app.texts(who.lang, "buy.invoice", units=title)
+    await send_file(
+        app.bot,
+        SayInvoice(
+            chat_id=who.chat_id,
+            title=title,
+            description=about,
+            payload=f"pack:{pack_id}:1",
+            currency=STARS,
+            prices=({"label": title, "amount": pack.stars},),
+            start_parameter="buy",
+        ),
+    )
+
+
+def need_person(owner: int) -> None:
+    """An anonymous administrator is a chat, and chats have no balance."""
+    if owner < 0:
+        raise BotError("balance.anonymous")
+
+
+async def shop_to(app: App, user_id: int, lang: str) -> None:
+    """The panel of packs in somebody's private chat. Raises ChatGone where they never started the bot."""
+    await open_panel(app, Who(user_id, 0, user_id, lang, private=True), "buy")
+
+
+async def promo_note(app: App, who: Who, promo: Promo) -> str:
+    have = amount_words(await balance_of(app, who.user_id))
+    return app.texts(who.lang, "promo.given", given=f"{promo.amount} {ICONS[promo.currency]}", have=have)
+
+
+def promo_line(app: App, lang: str, promo: Promo) -> str:
+    until = day_words(app, lang, promo.expires_at) if promo.expires_at else app.texts(lang, "promo.for_ever")
+    amount = f"{promo.amount} {ICONS[promo.currency]}"
+    return app.texts(lang, "promo.line", code=promo.code, amount=amount, used=promo.used, uses=promo.uses, until=until)
+
+
+def payment_line(app: App, lang: str, payment: Payment) -> str:
+    """A payment in a line, without its payer."""
+    what = f"{payment.units} {ICONS[payment.currency]}" if payment.units else app.texts(lang, "payment.unknown")
+    state = app.texts(lang, f"payment.state.{payment.state}")
+    return f"{day_words(app, lang, payment.paid_at)} – {payment.stars} ⭐ – {what} – {state}"
+
+
+# -- handlers
+
+
+def checkout_fault(app: App, who: Who, event: Mapping[str, Any]) -> str | None:
+    """Why somebody may not pay for what they are about to, in words; None where they may."""
+    if not allowed(app, who.user_id, who.user_id):
+        return app.texts(who.lang, "error.not_allowed")
+    if pack_paid(str(event.get("invoice_payload")), event.get("currency", ""), event.get("total_amount", 0)) is None:
+        return app.texts(who.lang, "buy.gone")
+    return None
+
+
+async def on_pre_checkout(app: App, who: Who, event: Mapping[str, Any]) -> None:
+    """Somebody is about to pay. Telegram gives ten seconds for an answer; without one nothing is paid."""
+    fault = checkout_fault(app, who, event)
+    answer = AnswerPreCheckoutQuery(pre_checkout_query_id=event["id"], ok=fault is None, error_message=fault)
+    try:
+        await app.bot(answer)
+    except TelegramBadRequest as error:  # too late: it was left over from before a restart
+        log.warning("pre-checkout not answered: %s", error, extra={"user_id": who.user_id})
+
+
+def read_payment(app: App, paid: Mapping[str, Any], user_id: int, paid_at: int) -> Payment:
+    """A payment, or a refund, as a service message tells of it."""
+    payload, stars = paid["invoice_payload"], paid["total_amount"]
+    pack = pack_paid(payload, paid["currency"], stars)
+    bought = (pack.currency, pack.units) if pack else ("", 0)
+    return Payment(
+        paid["telegram_payment_charge_id"], user_id, payload, stars, *bought, paid_at,
+        changed_at=int(app.clock.now()),
+    )  # fmt: skip
+
+
+async def on_paid(app: App, who: Who, message: Mapping[str, Any]) -> None:
+    """A payment: stored and given at once, then thanked for. Whoever paid gets it."""
+    payer = message["from"]
+    payment = await take_payment(app, read_payment(app, message["successful_payment"], payer["id"], message["date"]))
+    if payment.state != "paid":
+        return
+    if not payment.units:
+        await tell_owners_of(app, "payment.strange", payment, pack=excerpt(payment.pack, 100))
+        await tell(app, who, app.texts(who.lang, "buy.strange", stars=payment.stars))
+        return
+    have = amount_words(await balance_of(app, payment.user_id))
+    given = f"{payment.units} {ICONS[payment.currency]}"
+    await tell(app, who, app.texts(who.lang, "buy.thanks", given=given, have=have))
+
+
+async def on_refunded(app: App, who: Who, message: Mapping[str, Any]) -> None:
+    """Telegram's own word of a refund, which need not be ours."""
+    user_id = who.chat_id if who.private else message["from"]["id"]
+    payment = await note_refunded(app, read_payment(app, message["refunded_payment"], user_id, message["date"]))
+    if payment:
+        await tell_refunded(app, payment)
+
+
+@command("balance")
+async def on_balance(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "balance")
+
+
+@panel("balance", entry=41)
+async def balance_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """What somebody has, and what it last changed for. `arg`: the row of the ledger before which to go on."""
+    need_person(owner)
+    t, before = functools.partial(app.texts, who.lang), number_in(arg) or NEWEST
+    have = amount_words(await balance_of(app, owner))
+    found = await operations_of(app.db.reader, owner, before, OPERATIONS_A_PAGE + 1)
+    shown, more = found[:OPERATIONS_A_PAGE], len(found) > OPERATIONS_A_PAGE
+    lines = [
+        f"{day_words(app, who.lang, row['posted_at'])}: {signed(row['delta'])} {ICONS[row['currency']]} – "
+        + t(f"ledger.reason.{row['reason']}")
+        for row in shown
+    ]
+    head = t("balance.have", have=have) if have else t("balance.nothing")
+    text = "\n\n".join([head, *(["\n".join(lines)] if lines else ())])
+    turns = [go(t("balance.newest"), owner, "balance")] if arg else []
+    turns += [go(t("balance.older"), owner, "balance", shown[-1]["id"])] if more else []
+    if not who.private:
+        return Panel(text, [turns, [do(t("balance.button.buy"), owner, "shop")]])
+    ways = [go(t("balance.button.buy"), owner, "buy"), do(t("balance.button.promo"), owner, "enter")]
+    return Panel(text, [turns, ways, [go(t("balance.button.support"), owner, "paysupport")]])
+
+
+@deep_link("buy")
+@command("buy")
+async def on_buy(app: App, who: Who, args: str) -> None:
+    if who.private:
+        await open_panel(app, who, "buy")
+        return
+    need_person(who.user_id)
+    await send_privately(app, who, "buy", shop_to)
+
+
+@panel("buy", places=("private",))
+async def buy_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """What is sold for Stars."""
+    t = functools.partial(app.texts, who.lang)
+    rows: list[Row] = [
+        [do(f"{pack.units} {ICONS[pack.currency]} – {pack.stars} ⭐", owner, "buy", pack_id)]
+        for pack_id, pack in PACKS.items()
+    ]
+    text = t("buy.text" if coins_buy_something(app.settings) else "buy.text_idle")
+    rows.append([go(t("buy.button.terms"), owner, "terms"), go(t("balance.button.support"), owner, "paysupport")])
+    return Panel(text, rows, back=("balance", ""))
+
+
+@act("buy")
+async def buy_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Send the invoice of a pack. `arg`: its id."""
+    if arg not in PACKS or not who.private:
+        raise BotError("button.old")
+    await send_invoice(app, who, arg)
+    return Done(None, "buy")
+
+
+@act("shop", slow=True)
+async def shop_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """What is sold, in private; asked for in a group."""
+    await on_buy(app, who, "")
+    return Done(None, "balance")
+
+
+@command("terms")
+async def on_terms(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "terms")
+
+
+@panel("terms")
+async def terms_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    back = ("buy", "") if who.private else ("menu", "")
+    return Panel(app.texts(who.lang, "terms.text"), back=back)
+
+
+@command("paysupport")
+async def on_paysupport(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "paysupport")
+
+
+@panel("paysupport")
+async def paysupport_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """How to get Stars back; in private with one's own last payments."""
+    t = functools.partial(app.texts, who.lang)
+    if not who.private:
+        return Panel(f"{t('paysupport.text')}\n\n{t('paysupport.in_private')}")
+    payments = await payments_of(app.db.reader, owner, OWN_PAYMENTS)
+    lines = [f"{number}. {payment_line(app, who.lang, one)}" for number, one in enumerate(payments, 1)]
+    rows: list[Row] = [
+        [do(t("paysupport.button", number=number), owner, "askback", one.key)]
+        for number, one in enumerate(payments, 1)
+        if one.state == "paid"
+    ]
+    mine = t("paysupport.yours", payments="\n".join(lines)) if lines else t("paysupport.none")
+    return Panel(f"{t('paysupport.text')}\n\n{mine}", rows, back=("balance", ""))
+
+
+@act("askback", slow=True)
+async def ask_back_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Ask the owners for one's Stars, once a day for each payment. `arg`: which payment."""
+    payment = (await find_payment(app, arg)).payment
+    if payment.user_id != owner:
+        raise BotError("button.old")
+    if payment.state != "paid":
+        raise BotError("payment.not_paid")
+    today = day_of(app.clock.now(), app.settings)
+    async with app.db.tx() as tx:
+        first = await take_quota(tx, owner, f"ask back {payment.key}", today, 1)
+    if not first:
+        raise BotError("paysupport.asked")
+    if not await tell_owners_of(app, "payment.asked", payment):
+        raise BotError("paysupport.nobody")
+    await tell(app, who, app.texts(who.lang, "paysupport.sent"))
+    return Done(None, "paysupport")
+
+
+@command("promo")
+async def on_promo(app: App, who: Who, args: str) -> None:
+    """/promo CODE for everybody, /promo new … for owners; in private the code may follow."""
+    need_person(who.user_id)
+    word, _, rest = args.partition(" ")
+    if app.owner(who.user_id) and app.texts.means(word, "new"):
+        await tell(app, who, promo_line(app, who.lang, await make_promo(app, rest)))
+    elif args:
+        await tell(app, who, await promo_note(app, who, await use_promo(app, who.user_id, args)))
+    elif who.private:
+        await put_form(app, who, Form("promo", {}))
+        await open_panel(app, who, "promo")
+    else:
+        await tell(app, who, app.texts(who.lang, "promo.usage"))
+
+
+@panel("promo", places=("private",))
+async def promo_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The question for a code."""
+    return Panel(app.texts(who.lang, "promo.ask"), back=("balance", ""), asks=("promo", "code"))
+
+
+@act("enter")
+async def enter_promo_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Ask for a code; the next words are it."""
+    await put_form(app, who, Form("promo", {}))
+    return Done(None, "promo")
+
+
+@form("promo")
+async def take_promo_words(app: App, who: Who, made: Form, text: str) -> Done:
+    note = made.data.get("done")  # given already, and only what comes after failed
+    if note is None:
+        note = await promo_note(app, who, await use_promo(app, who.user_id, text))
+        await put_form(app, who, made._replace(data={**made.data, "done": note}))
+    return Done(note, "balance")
+
+
+@owner_panel("payments", entry=40)
+async def payments_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """What was paid, newest first. `arg`: the page."""
+    page, t = min(number_in(arg), 10**6), functools.partial(app.texts, who.lang)
+    found = await payments_newest(app.db.reader, page * PAYMENTS_A_PAGE, PAYMENTS_A_PAGE + 1)
+    shown = [*enumerate(found[:PAYMENTS_A_PAGE], page * PAYMENTS_A_PAGE + 1)]
+    lines = [f"{number}. {payment_line(app, who.lang, one.payment)} – {one.payer}" for number, one in shown]
+    ways = [go(str(number), owner, "payment", one.payment.key) for number, one in shown]
+    turns = [go("◀", owner, "payments", page - 1)] if page else []
+    turns += [go("▶", owner, "payments", page + 1)] if len(found) > PAYMENTS_A_PAGE else []
+    text = t("payment.list", payments="\n".join(lines)) if lines else t("payment.none")
+    return Panel(text, [*in_rows(ways, 4), turns], back=("admin", ""))
+
+
+@owner_panel("payment")
+async def payment_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """One payment, and the way to give it back."""
+    paid, t = await find_payment(app, arg), functools.partial(app.texts, who.lang)
+    payment, icon = paid.payment, ICONS.get(paid.payment.currency, "")
+    lines = [
+        payment_line(app, who.lang, payment),
+        t("payment.of", name=paid.payer),
+        *([t("payment.have", have=f"{paid.have} {icon}")] if icon else ()),
+        *([t("payment.taken", taken=f"{payment.taken_back} {icon}")] if payment.taken_back else ()),
+        t("payment.charge", charge=payment.charge_id, pack=excerpt(payment.pack, 100)),
+    ]
+    rows: list[Row] = []
+    if payment.state == "paid":
+        rows = [[go(t("payment.button.refund"), owner, "payback", arg)]]
+    elif payment.state == "refunding":
+        rows = [[do(t("payment.button.again"), owner, "payback", arg)]]
+    return Panel("\n".join(lines), rows, back=("payments", ""))
+
+
+@owner_panel("payback")
+async def payback_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The question before Stars are given back. `arg`: which payment; a dot and how many of its units are spent, where
+    that is asked about."""
+    key, _, spent = arg.partition(".")
+    paid, t = await find_payment(app, key), functools.partial(app.texts, who.lang)
+    payment, icon = paid.payment, ICONS.get(paid.payment.currency, "")
+    units = f"{payment.units} {icon}"
+    if spent:
+        left = max(0, payment.units - number_in(spent))
+        text = t("payment.ask_spent", units=units, spent=number_in(spent), left=left)
+    else:
+        text = t("payment.ask" if icon else "payment.ask_plain", stars=payment.stars, name=paid.payer, units=units)
+    button_text = t("payment.button.anyway" if spent else "payment.button.yes", stars=payment.stars)
+    return Panel(text, [[do(button_text, owner, "payback", arg)]], back=("payment", key))
+
+
+@act("payback", slow=True, owner=True)
+async def payback_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Give the Stars of a payment back, or try that again. `arg`: as of the panel."""
+    key, _, spent = arg.partition(".")
+    payment = (await find_payment(app, key)).payment
+    if payment.state != "refunding":
+        payment, more = await begin_refund(app, payment, number_in(spent))
+        if more:
+            return Done(None, "payback", f"{key}.{more}")
+    await settle_refund(app, payment)
+    return Done(None, "payment", key)
+
+
+@owner_panel("promos", entry=41)
+async def promos_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The codes there are. `arg`: the page."""
+    t = functools.partial(app.texts, who.lang)
+    shown, first, pages, page = page_of(await promos_newest(app.db.reader), number_in(arg), PROMOS_A_PAGE)
+    lines = [f"{number}. {promo_line(app, who.lang, one)}" for number, one in enumerate(shown, first)]
+    deletes = [go(f"✕ {number}", owner, "promodel", one.code) for number, one in enumerate(shown, first)]
+    turns = pager(page, pages, lambda to: GoPress(owner=owner, name="promos", arg=str(to)))
+    text = t("promo.list", promos="\n".join(lines)) if lines else t("promo.none")
+    rows = [*in_rows(deletes, 4), turns, [do(t("promo.button.new"), owner, "promonew")]]
+    return Panel(text, rows, back=("admin", ""))
+
+
+@owner_panel("promodel")
+async def promo_delete_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The question before a code is deleted. `arg`: the code."""
+    if not PROMO_CODE.fullmatch(arg):
+        raise BotError("button.old")
+    t = functools.partial(app.texts, who.lang)
+    rows = [[do(t("promo.button.delete"), owner, "promodel", arg)]]
+    return Panel(t("promo.delete", code=arg), rows, back=("promos", ""))
+
+
+@act("promodel", owner=True)
+async def promo_delete_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    async with app.db.tx() as tx:
+        gone = await tx.run("DELETE FROM promos WHERE code = ?", arg)
+    return Done(app.texts(who.lang, "promo.deleted" if gone else "promo.gone"), "promos")
+
+
+@act("promonew", owner=True)
+async def promo_new_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Ask for a new code; the next words are it."""
+    if not who.private:
+        raise BotError("button.old")
+    await put_form(app, who, Form("newpromo", {}))
+    return Done(None, "newpromo")
+
+
+@owner_panel("newpromo")
+async def new_promo_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The question for a new code."""
+    return Panel(app.texts(who.lang, "promo.ask_new"), back=("promos", ""), asks=("newpromo", "line"))
+
+
+@form("newpromo")
+async def take_new_promo_words(app: App, who: Who, made: Form, text: str) -> Done:
+    require_owner(app, who)
+    if "done" not in made.data:  # else it is made, and only what comes after failed
+        promo = await make_promo(app, text)
+        await put_form(app, who, made._replace(data={**made.data, "done": promo.code}))
+    return Done(app.texts(who.lang, "promo.made"), "promos")
+
 
 # == Backups ==========================================================================================================
 # Copies of the database, verified, in turn; and the way back to one.
@@ -10593,7 +11484,7 @@ async def summary_act(app: App, who: Who, owner: int, arg: str) -> Done:
 # as they are listed; sections stand in another order
 ORDER = ("start", "help", "menu", "settings", "lang", "profile", "persona", "personas", "temper", "quiet", "reset",
          "summary", "remember", "memory", "forget", "export", "privacy", "reminders", "voice", "mood",
-         "cancel")  # fmt: skip
+         "balance", "buy", "promo", "terms", "paysupport", "cancel")  # fmt: skip
 QUIETS = (1800, 7200, 28_800, 86_400)
 SETTINGS_VALUES: dict[str, dict[str, Any]] = {
     "policy": {**{policy: policy for policy in ("always", "smart", "mention", "never")}, "persona": None},
@@ -10630,6 +11521,13 @@ class Profile(NamedTuple):
     personas: int
     calls: int  # of models for them, in the last 30 days
     tokens: int
+    balances: str = ""  # "coins 100,bait 7"
+
+    @property
+    def have(self) -> dict[str, int]:
+        """What they have, by currency."""
+        pairs = (part.split() for part in self.balances.split(",") if part)
+        return {currency: int(amount) for currency, amount in pairs}
 
 
 # -- queries
@@ -10643,7 +11541,9 @@ async def load_profile(db: Queries, user_id: int, chat_id: int, now: int) -> Pro
                   (SELECT count(*) FROM facts WHERE user_id = u.user_id),
                   (SELECT count(*) FROM reminders WHERE user_id = u.user_id),
                   (SELECT count(*) FROM personas WHERE user_id = u.user_id),
-                  c.calls, c.tokens
+                  c.calls, c.tokens,
+                  (SELECT coalesce(group_concat(currency || ' ' || amount), '') FROM balances
+                   WHERE user_id = u.user_id)
            FROM users AS u
            LEFT JOIN member_hours AS m ON m.user_id = u.user_id AND m.chat_id = ?
            JOIN (SELECT count(*) AS calls, coalesce(sum(input_tokens + output_tokens + thought_tokens), 0) AS tokens
@@ -10833,12 +11733,13 @@ async def profile_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
         *([t("profile.tone", tone=tone_words(app, who.lang, mean))] if known.here >= LEAST_FELT else ()),
         t("profile.everywhere", messages=counted("mood.messages", known.everywhere)),
         t("profile.has", facts=known.facts, reminders=known.reminders, personas=known.personas, most=MOST_OWN),
+        *([t("balance.have", have=have)] if (have := amount_words(known.have)) else ()),
         t("profile.usage", calls=known.calls, tokens=f"{known.tokens:,}".replace(",", " ")),
         t("profile.lang", language=t("lang.name")),
     ]
     rows = [
         [go(t(f"menu.to.{name}"), owner, name) for name in row]
-        for row in (("memory", "reminders"), ("personas", "lang"), ("privacy",))
+        for row in (("memory", "reminders"), ("personas", "lang"), ("balance", "privacy"))
     ]
     return Panel("\n".join(lines), rows)
 
@@ -11062,6 +11963,9 @@ class ConsoleSession(BaseSession):
         await self._save(bot, dict(method.media))
         return self._show(method.message_id, method.media.caption or "", method.reply_markup)
 
+    def _on_sendInvoice(self, bot: Bot, method: Any) -> MessageId:
+        return self._show(self.next_id(), f"{method.title}: {method.prices[0]['amount']} ⭐", None)
+
     def _on_sendMessageDraft(self, bot: Bot, method: Any) -> bool:
         if sys.stdout.isatty() and method.text:
             print("\r\x1b[K" + excerpt(method.text[-70:]), end="", flush=True)
@@ -11225,7 +12129,8 @@ MAX_OUTAGE_S = 3600
 SEEN_S = 48 * 3600
 MAX_TURN = 100
 MAX_KNOWN = 50_000
-ALLOWED_UPDATES = ["message", "edited_message", "callback_query", "my_chat_member", "stopped_message_generation"]
+ALLOWED_UPDATES = ["message", "edited_message", "callback_query", "my_chat_member", "stopped_message_generation",
+                   "pre_checkout_query"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -11329,6 +12234,13 @@ async def on_migration(app: App, who: Who, message: Mapping[str, Any]) -> None:
 EVENTS: dict[str, Callable[..., Awaitable[None]]] = {
     "my_chat_member": on_membership,
     "stopped_message_generation": on_stop,
+    "pre_checkout_query": on_pre_checkout,
+}
+# Service messages that are dealt with, however old, whoever may use the bot.
+SERVICE: dict[str, Callable[..., Awaitable[None]]] = {
+    "migrate_to_chat_id": on_migration,
+    "successful_payment": on_paid,
+    "refunded_payment": on_refunded,
 }
 
 
@@ -11449,8 +12361,10 @@ class Sorter:
     def _sort_event(
         self, update_id: int, raw: Mapping[str, Any], event: Mapping[str, Any], handler: Callable[..., Awaitable[None]]
     ) -> Passing | None:
-        """Membership and the stop button. A group that may not use the bot is not greeted; leaving is always noted."""
-        chat_id, user_id = event["chat"]["id"], (event.get("from") or event["chat"])["id"]
+        """Membership, the stop button, a purchase (which has no chat). A group that may not use the bot is not greeted;
+        leaving is always noted."""
+        chat = event.get("chat") or event["from"]
+        chat_id, user_id = chat["id"], (event.get("from") or chat)["id"]
         added = (event.get("new_chat_member") or {}).get("status") in INSIDE
         if added and not allowed(self._app, chat_id, user_id):
             return None
@@ -11460,8 +12374,9 @@ class Sorter:
         self, update_id: int, raw: Mapping[str, Any], *, resumed: bool
     ) -> tuple[Waiting | Passing | None, list[tuple[Hot, tuple[Any, ...]]]]:
         message = raw["message"]
-        if "migrate_to_chat_id" in message:
-            return Passing(update_id, raw, functools.partial(on_migration, message=message)), []
+        for kind, handler in SERVICE.items():
+            if kind in message:
+                return Passing(update_id, raw, functools.partial(handler, message=message)), []
         heard = hear(message)
         if heard is None:
             return None, []
@@ -12034,7 +12949,7 @@ async def clean(app: App) -> None:
 
 
 HOT_TYPES: tuple[type[pydantic.BaseModel], ...] = (
-    Say, SayRich, Draft, Edit, GetRawUpdates, SendChatAction, SetMessageReaction,
+    Say, SayRich, Draft, Edit, GetRawUpdates, SendChatAction, SetMessageReaction, AnswerPreCheckoutQuery,
     AnswerCallbackQuery, GetMe, GetFile, GetChatMember, SetMyCommands, SetWebhook, DeleteWebhook, InlineKeyboardMarkup,
 )  # fmt: skip
 

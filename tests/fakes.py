@@ -662,6 +662,7 @@ class World(Server):
         self.queries: dict[str, Json] = {}  # callback and pre-checkout queries without an answer yet
         self.answered: dict[str, Json] = {}  # the bot's answer by query id
         self.payments: dict[str, str] = {}  # charge id: "paid" or "refunded"
+        self.paid: dict[str, Json] = {}  # what was paid, by charge id
         self.queue: deque[Json] = deque()
         self.allowed: frozenset[str] | None = None
         self.keep = 0  # so many messages a chat and so many calls are kept; 0 keeps all
@@ -865,6 +866,13 @@ class World(Server):
         order["invoice_payload"] = self.payloads[chat.id, message["message_id"]]
         self.queries[id] = {"id": id, "from": user, "order": order, "chat": chat.id}
         return self.push({"pre_checkout_query": {"id": id, "from": user, **order}})
+
+    def refund(self, charge: str) -> int:
+        """Give the Stars of a payment back; the bot hears of it, whoever did it."""
+        self.payments[charge] = "refunded"
+        paid = self.paid[charge]
+        refunded = paid["order"] | {"telegram_payment_charge_id": charge}
+        return self.post(self.chats[paid["chat"]], paid["from"], {"refunded_payment": refunded})
 
     @functools.cached_property
     def payloads(self) -> dict[tuple[int, int], str]:
@@ -1442,6 +1450,7 @@ class FakeTelegram(World):
         if p["ok"]:
             charge = "charge-" + query["id"]
             self.payments[charge] = "paid"
+            self.paid[charge] = query
             paid = query["order"] | {"telegram_payment_charge_id": charge, "provider_payment_charge_id": ""}
             self.post(self.chats[query["chat"]], query["from"], {"successful_payment": paid})
         return True
@@ -1450,7 +1459,7 @@ class FakeTelegram(World):
         state = self.payments.get(p["telegram_payment_charge_id"])
         if state != "paid":
             raise Refused("CHARGE_ALREADY_REFUNDED" if state else "CHARGE_NOT_FOUND")
-        self.payments[p["telegram_payment_charge_id"]] = "refunded"
+        self.refund(p["telegram_payment_charge_id"])
         return True
 
     # -- chats, commands and files

@@ -264,6 +264,8 @@ def test_stars_are_paid_and_refunded_once(telegram: FakeTelegram, chat: Chat) ->
     assert (payment["invoice_payload"], payment["total_amount"]) == ("p1", 50)
     refund = {"user_id": 7, "telegram_payment_charge_id": payment["telegram_payment_charge_id"]}
     assert telegram.call("refundStarPayment", refund)["ok"]
+    told = telegram.next_updates()[-1]["message"]["refunded_payment"]
+    assert told == {key: payment[key] for key in payment if key != "provider_payment_charge_id"}
     assert "ALREADY_REFUNDED" in refusal(telegram, "refundStarPayment", **refund)
 
 

@@ -245,7 +245,8 @@ def transactions() -> list[ast.AsyncWith]:
     return [
         node
         for node in ast.walk(TREE)
-        if isinstance(node, ast.AsyncWith) and any(ast.unparse(i.context_expr).endswith("db.tx()") for i in node.items)
+        if isinstance(node, ast.AsyncWith)
+        and any(re.search(r"(db\.tx|\bmoney)\(.*\)$", ast.unparse(i.context_expr)) for i in node.items)
     ]
 
 

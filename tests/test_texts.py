@@ -22,7 +22,11 @@ COMPOSED = {
     "span.{}": ["days", "hours", "minutes", "seconds"],
     "span_in.{}": ["days", "hours", "minutes", "seconds"],
     "limit.{}": ["commands", "replies", "chat", "total"],
-    "limit.day.{}": [],
+    "limit.day.{}": ["promo"],
+    "ledger.reason.{}": list(bot.REASONS),
+    "ledger.name.{}": list(bot.ICONS),
+    "promo.{}": ["unknown", "used", "expired", "used_up"],
+    "payment.state.{}": ["paid", "refunding", "refunded"],
     "llm.{}": [kind for kind in bot.REMEDIES if bot.worst([kind]) == kind],
     "reply.{}": ["length", "cut"],
     "command.{}": list(bot.COMMANDS),
@@ -48,7 +52,7 @@ COMPOSED = {
                  "unknown", "unknown_close"],
 }  # fmt: skip
 # calls whose first (or second) argument is a key
-SAY = re.compile(r"(texts|counted|_texts|BotError|Unavailable|tell_owners|_say|t)$")
+SAY = re.compile(r"(texts|counted|_texts|BotError|Unavailable|tell_owners|tell_owners_of|_say|t)$")
 
 
 def expressions(node: ast.expr) -> Iterator[ast.expr]:
