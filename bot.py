@@ -801,6 +801,122 @@ def setup_logs(settings: Settings) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+MOST_KINDS, MOST_ERRORS, MOST_ERROR_CHARS = 200, 100, 300
+CRITICAL_ERRORS = 10  # more of a kind in an hour are critical
+CRITICAL_TEXT = "more than %d errors of a kind in an hour: %s"
+DIGEST = "digest"  # the request id of what tells owners of errors
+TOLD_S = 86_400  # owners are not told of a kind again for so long
+# what these say are words of Telegram, SQLite and the system; others may quote what people wrote
+QUOTABLE = (TelegramAPIError, sqlite3.Error, OSError, aiohttp.ClientError)
+
+
+class ErrorEntry(NamedTuple):
+    """An error as it is kept."""
+
+    at: float
+    kind: str
+    text: str
+    request_id: str
+
+
+@dataclass
+class ErrorKind:
+    """What is known of the errors of a kind. `news`: owners are to be told of it; not if it came of telling them."""
+
+    count: int = 0
+    last_at: float = 0.0
+    news: bool = False
+    cried_at: float = -math.inf  # when it was last logged as critical
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=CRITICAL_ERRORS + 1))
+
+    def critical(self, now: float) -> bool:
+        """Were there more than CRITICAL_ERRORS in the last hour?"""
+        return len(self.times) > CRITICAL_ERRORS and now - self.times[0] < 3600
+
+
+class ErrorLog(logging.Handler):
+    """Counts what is logged as an error, by kind, and keeps the last of it for owners; bounded, without secrets."""
+
+    def __init__(self, redact: Redactor, now: Callable[[], float]) -> None:
+        super().__init__(logging.ERROR)
+        self._redact, self._now = redact, now
+        self.total = 0  # since the start
+        self.kinds: dict[str, ErrorKind] = {}  # in the order they last came
+        self.entries: deque[ErrorEntry] = deque(maxlen=MOST_ERRORS)
+        self.told: dict[str, float] = {}  # when owners were told of a kind
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg == CRITICAL_TEXT:  # our own
+            return
+        now, name = self._now(), self._redact(error_kind(record))[:MOST_ERROR_CHARS]
+        kind = self.kinds[name] = self.kinds.pop(name) if name in self.kinds else ErrorKind()
+        if len(self.kinds) > MOST_KINDS:
+            del self.kinds[next(iter(self.kinds))]
+        self.total += 1
+        kind.count, kind.last_at = kind.count + 1, now
+        kind.times.append(now)
+        if request_id.get() != DIGEST and not self._known(name):
+            kind.news = True
+        text = self._redact(error_words(record))[:MOST_ERROR_CHARS]
+        self.entries.append(ErrorEntry(now, name, text, request_id.get()))
+        if kind.critical(now) and now - kind.cried_at >= 3600:
+            kind.cried_at = now
+            log.critical(CRITICAL_TEXT, CRITICAL_ERRORS, name)
+
+    def clear(self) -> None:
+        self.kinds.clear()
+        self.entries.clear()
+
+    def news(self) -> dict[str, ErrorKind]:
+        """The kinds that owners do not know of, the newest first."""
+        kinds = reversed([*self.kinds.items()])
+        return {name: kind for name, kind in kinds if kind.news and not self._known(name)}
+
+    def _known(self, name: str) -> bool:
+        """Were owners told of this kind in the last day?"""
+        before = self._now() - TOLD_S
+        return self.told.get(name, before) > before
+
+    def tell(self, names: Iterable[str]) -> None:
+        """Owners know of these now."""
+        now = self._now()
+        told = {**self.told, **dict.fromkeys(names, now)}
+        kept = sorted(((at, name) for name, at in told.items() if at > now - TOLD_S), reverse=True)[:MOST_KINDS]
+        self.told = {name: at for at, name in kept}
+        for kind in self.kinds.values():
+            kind.news = False
+
+
+def error_kind(record: logging.LogRecord) -> str:
+    """The type of the exception, else the words of the line before anything is put into them."""
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ if error else " ".join(str(record.msg).split())
+
+
+def error_words(record: logging.LogRecord) -> str:
+    """One line: what was logged; of an exception where it was raised, and what it says where that quotes nobody."""
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError):
+        message = str(record.msg)
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None:
+        return " ".join(message.split())
+    said = f": {error}" if isinstance(error, QUOTABLE) else ""
+    head = message.partition("\n")[0]
+    return " ".join(f"{head} ({type(error).__name__}{said}, {raised_in(error)})".split())
+
+
+def raised_in(error: BaseException) -> str:
+    """The innermost function of ours on the way to an exception, and its line."""
+    where, step = "?", error.__traceback__
+    while step:
+        if step.tb_frame.f_code.co_filename == __file__:
+            where = f"{step.tb_frame.f_code.co_name}:{step.tb_lineno}"
+        step = step.tb_next
+    return where
+
+
 def secrets_of(settings: Settings) -> list[str]:
     names = ("telegram_bot_token", "gemini_api_key", "openai_api_key", "webhook_secret", "proxy_url", "web_token")
     return [value for name in names if (value := getattr(settings, name))]
@@ -1829,7 +1945,7 @@ class Limiter:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._windows: Cache[tuple[str, int], Window] = Cache(self.MOST, HOUR_S, monotonic)
-        self._told: Cache[tuple[str, int], float] = Cache(self.MOST, HOUR_S, monotonic)
+        self._told: Cache[tuple[str, int], float] = Cache(self.MOST, DAY_S + HOUR_S, monotonic)  # of 25 hours in autumn
 
     def __len__(self) -> int:
         return len(self._windows) + len(self._told)
@@ -2214,6 +2330,17 @@ class SayInvoice(TelegramMethod[MessageId]):
     start_parameter: str = ""
 
 
+class Copy(TelegramMethod[MessageId]):
+    """copyMessage: whatever it is, with its formatting and its files."""
+
+    __returning__ = MessageId
+    __api_method__ = "copyMessage"
+
+    chat_id: int
+    from_chat_id: int
+    message_id: int
+
+
 class GetRawUpdates(TelegramMethod[Any]):
     """getUpdates with the updates as plain dicts, to be stored before they are understood."""
 
@@ -2446,6 +2573,10 @@ class Pacing:
             return False
         self._overall.book(now, now)
         return True
+
+    def busy(self, now: float) -> bool:
+        """Is more than half of the second used? What can wait gives way then."""
+        return self._overall is not None and self._overall.share(now) > 0.5
 
     def hold(self, chat_id: int, until: float) -> None:
         self._held[chat_id] = max(until, self._held.get(chat_id, until))
@@ -3408,27 +3539,33 @@ PRICES = (
 
 
 def price_of(model: str, day: str) -> Price | None:
-    """What a model costs on a day, None where that is not known; by its name without vendor and version."""
+    """What a model costs on a day, None where that is not known; by its name without vendor and version.
+
+    Whatever else a name ends in (-tts, -image, -audio) is another model with other prices.
+    """
     name = model.rpartition("/")[2]
     fits = (
         price
         for price in PRICES
-        if re.fullmatch(rf"{re.escape(price.model)}(-(preview|latest|\d).*)?", name) and day <= (price.until or day)
+        if re.fullmatch(rf"{re.escape(price.model)}(-(preview|latest|\d)[-\d]*)?", name) and day <= (price.until or day)
     )
     return next(fits, None)
 
 
 def cost_of(price: Price, usage: Usage) -> int:
-    """Millionths of a dollar; input that came out of the provider's cache is cheaper."""
+    """Millionths of a dollar; input that came out of the provider's cache is cheaper.
+
+    What is cached is what was said before, words rather than the sound that came just now.
+    """
     cached, sound = min(usage.cached, usage.input), min(usage.sound, usage.input)
-    plain = usage.input - max(cached, sound)
-    dollars = (
-        plain * price.input
+    words = usage.input - sound
+    micro_usd = (
+        max(0, words - cached) * price.input
         + cached * price.cached
-        + max(0, sound - cached) * (price.sound or price.input)
+        + (sound - max(0, cached - words)) * (price.sound or price.input)
         + (usage.output + usage.thoughts) * price.output
     )
-    return round(dollars)
+    return round(micro_usd)
 
 
 def is_local(url: str) -> bool:
@@ -3978,6 +4115,8 @@ class App:
         self.spent = "", 0  # the day, and what models cost on it so far, in millionths of a dollar
         self.limiter = Limiter(self.clock.monotonic)
         self.access: dict[int, str] = {}  # users and chats: "banned" or "allowed", as access has it
+        self.errors = ErrorLog(Redactor(secrets_of(settings)), self.clock.now)
+        self.casting = asyncio.Event()  # an owner sends something to all chats
         self.me: User | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -4039,6 +4178,7 @@ class App:
                 await say(self.bot, user_id, self.texts(await lang_of(self, user_id), key, **fields))
 
     async def close(self) -> None:
+        logging.getLogger().removeHandler(self.errors)
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -4367,6 +4507,13 @@ def allowed(app: App, chat_id: int, user_id: int) -> bool:
     if chat_id in settings.allowed_chats or user_id in settings.allowed_users:
         return True
     return "allowed" in (access.get(chat_id), access.get(user_id))
+
+
+def refusal(app: App, chat_id: int, user_id: int) -> BotError | None:
+    """What somebody who is not `allowed` is told; None in a group that is banned: nothing."""
+    if chat_id < 0 and app.access.get(chat_id) == "banned":
+        return None
+    return BotError("error.banned" if app.access.get(user_id) == "banned" else "error.not_allowed")
 
 
 # -- queries
@@ -5015,6 +5162,7 @@ async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
         await tx.run("UPDATE messages SET message_id = NULL, reply_to = NULL WHERE chat_id = ?", old_id)
         await tx.run("UPDATE reminders SET message_id = NULL WHERE chat_id = ?", old_id)
         await tx.run("UPDATE analysis_cache SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+        await tx.run("UPDATE OR IGNORE access SET id = ? WHERE id = ?", new_id, old_id)
         if known:
             await tx.run("UPDATE messages SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
             await tx.run("UPDATE former_chats SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
@@ -5044,6 +5192,8 @@ async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
                SELECT ?, chat_id FROM chats WHERE chat_id = ? ON CONFLICT DO NOTHING""",
             old_id, new_id,
         )  # fmt: skip
+    if old_id in app.access:
+        app.access.setdefault(new_id, app.access.pop(old_id))
     for chat_id in (old_id, new_id):
         app.chats.forget(chat_id)
         app.resets.forget_all(chat_id)
@@ -5172,6 +5322,7 @@ class PanelSpec(NamedTuple):
 PANELS: dict[str, PanelSpec] = {}
 ACTS: dict[str, ActSpec] = {}
 FORMS: dict[str, Callable[[App, Who, Form, str], Awaitable[Done]]] = {}
+WORDLESS: set[str] = set()  # of FORMS, those that take any message
 
 
 def panel(
@@ -5208,11 +5359,14 @@ def act(name: str, *, slow: bool = False, owner: bool = False) -> Callable[[T], 
     return register
 
 
-def form(kind: str) -> Callable[[T], T]:
-    """Register who takes the words that answer a form's question: `(app, who, form, text)` returns Done."""
+def form(kind: str, *, words: bool = True) -> Callable[[T], T]:
+    """Register who takes the words that answer a form's question: `(app, who, form, text)` returns Done. Not `words`:
+    any one message will do, and `who.message_id` is it."""
 
     def register(handler: T) -> T:
         FORMS[kind] = handler  # type: ignore[assignment]
+        if not words:
+            WORDLESS.add(kind)
         return handler
 
     return register
@@ -5443,7 +5597,7 @@ async def answer_form(app: App, who: Who, text: str) -> None:
     waiting = asking_form(app, who)
     if waiting is None or heard_by_form(app, who):
         return
-    if not VISIBLE.search(text):
+    if waiting.kind not in WORDLESS and not VISIBLE.search(text):
         raise BotError("form.words")
     done = await FORMS[waiting.kind](app, who, waiting, whole(text.strip()))
     shown = await panel_for(app, who, done.panel, owner_of(who), done.arg)
@@ -9274,6 +9428,7 @@ class Waiting:
     attempts: int = 0
     plan: str | None = None  # what plan_reply noted before the last stop
     forgettings: int = 0  # how many there had been when it came
+    resumed: bool = False  # left by the last life, which counted it
 
 
 @dataclass
@@ -9287,6 +9442,7 @@ class Turn:
     persona: str | None = None  # who thought of the reply
     most: int = 1  # messages that it may be parted into
     kind: str = "text"  # of the reply as it is stored: notice, where it says why there is none
+    counted: bool = False  # by the limits: a second try is not a second reply
 
     @property
     def newest(self) -> Waiting:
@@ -9807,28 +9963,44 @@ async def within_limits(app: App, who: Who, turn: Turn) -> bool:
 
     Whoever is beyond their limit is told so once; what they said stays stored, and others are answered nevertheless.
     """
-    if turn.newest.attempts:  # counted when it was tried first
+    if turn.counted or all(one.attempts or one.resumed for one in turn.waiting):
         return True
+    by_owner = app.owner(turn.newest.heard.user_id)
+    if not by_owner and await refused_here(app, who, turn):
+        return False
     settings, limiter = app.settings, app.limiter
-    asking = {one.heard.user_id for one in turn.waiting if not one.unprompted}
+    asking = {one.heard.user_id for one in turn.waiting if not (one.unprompted or one.resumed)}
     for user_id in asking - settings.admin_ids:
         if left := limiter.take("replies", user_id, settings.replies_per_hour, HOUR_S):
             theirs = next(one.heard for one in reversed(turn.waiting) if one.heard.user_id == user_id)
-            turn.waiting = [one for one in turn.waiting if one.heard.user_id != user_id]
-            await refuse(app, dataclasses.replace(who, message_id=theirs.message_id), "replies", user_id, left)
+            turn.waiting = [one for one in turn.waiting if one.heard.user_id != user_id or one.resumed]
+            lang = (await chat_settings(app, who.chat_id)).lang or await lang_of(app, user_id, theirs.language_code)
+            to = dataclasses.replace(who, message_id=theirs.message_id, lang=who.lang if who.private else lang)
+            await refuse(app, to, "replies", user_id, left)
     if asking and turn.unprompted:  # what is left nobody asked
-        return False
-    if app.owner(turn.newest.heard.user_id):
-        return True
-    for kind, key, most in (
-        ("chat", who.chat_id, 0 if who.private else settings.chat_replies_per_hour),
-        ("total", 0, settings.total_replies_per_hour),
-    ):
-        if left := limiter.take(kind, key, most, HOUR_S):
+        turn.waiting = []
+    if turn.waiting and not by_owner:
+        for kind, key, most in shared_limits(app, who):
+            limiter.take(kind, key, most, HOUR_S)
+    turn.counted = True
+    return bool(turn.waiting)
+
+
+def shared_limits(app: App, who: Who) -> list[tuple[str, int, int]]:
+    """(kind, key, at most so many an hour) of the limits that all share: of the group, and of all chats."""
+    settings = app.settings
+    return [("chat", who.chat_id, 0 if who.private else settings.chat_replies_per_hour),
+            ("total", 0, settings.total_replies_per_hour)]  # fmt: skip
+
+
+async def refused_here(app: App, who: Who, turn: Turn) -> bool:
+    """Is a limit that all share reached? Said once, not to who did not ask."""
+    for kind, key, most in shared_limits(app, who):
+        if (left := app.limiter.wait(kind, key, most)) > 0:
             if not turn.unprompted:
                 await refuse(app, who, kind, who.chat_id, left)
-            return False
-    return True
+            return True
+    return False
 
 
 async def refuse(app: App, who: Who, kind: str, key: int, left: float) -> None:
@@ -9903,7 +10075,11 @@ async def break_silence(app: App, chat_id: int) -> None:
 
 
 async def on_talk(app: App, who: Who, turn: Turn) -> None:
-    """What is said to the bot is answered; not what somebody said who was forgotten while it waited."""
+    """What is said to the bot is answered; not what somebody said who was forgotten or banned while it waited."""
+    if app.access:
+        turn.waiting = [one for one in turn.waiting if allowed(app, one.heard.chat_id, one.heard.user_id)]
+        if not turn.waiting:
+            return
     if app.forgotten:
         turn.waiting = [one for one in turn.waiting if not forgotten_since(app, one)]
         if not turn.waiting:
@@ -9922,6 +10098,9 @@ async def answer_question(app: App, who: Who, turn: Turn) -> str | None:
         row = (waiting.heard.chat_id, waiting.heard.message_id)
         await remember(app, NO_PASSAGE, row)
         await remember(app, NO_TALK, row)
+    asked = asking_form(app, who)
+    if asked and asked.kind in WORDLESS and len(turn.waiting) > 1:
+        raise BotError("form.one")
     text = "\n".join(waiting.heard.text for waiting in turn.waiting if waiting.heard.kind == "text")
     await answer_form(app, who, text)
     return ""
@@ -10422,9 +10601,12 @@ async def say_reminders(app: App, reminders: Sequence[Reminder]) -> None:
                 continue
             done: dict[Hot, list[tuple[Any, ...]]] = {DONE_REMINDER: [(reminder.id,)]}
             try:
-                if reminder.id not in app.reminded:  # said, but on a full disk that could not be noted
+                if not allowed(app, chat_id, reminder.user_id):
+                    log.info("not reminded: banned", extra={"chat_id": chat_id})
+                elif reminder.id not in app.reminded:  # said, but on a full disk that could not be noted
                     app.reminded[reminder.id] = await say_reminder(app, reminder)
-                done[PUT_MESSAGE] = [] if outdated(app, chat_id, since) else [app.reminded[reminder.id]]
+                if reminder.id in app.reminded and not outdated(app, chat_id, since):
+                    done[PUT_MESSAGE] = [app.reminded[reminder.id]]
             except ChatGone as gone:
                 log.info("nobody to remind: %s", gone, extra={"chat_id": chat_id})
             except TelegramBadRequest as error:  # whatever it is, it would be refused each time
@@ -11475,6 +11657,846 @@ async def take_new_promo_words(app: App, who: Who, made: Form, text: str) -> Don
 # == Owner ============================================================================================================
 # What only owners may do: who may use the bot, messages to all chats, errors, costs.
 
+# -- rules
+
+PEERS_ON_PAGE, ERRORS_ON_PAGE, KINDS_SHOWN = 8, 5, 12
+DECISIONS = {"ban": "banned", "unban": None, "allow": "allowed", "disallow": None}
+UNDOES = {"unban": "banned", "disallow": "allowed"}
+AUDIENCES = ("all", "private", "groups")
+COST_DAYS = (1, 7, 30)
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+DIGEST_EVERY_S, DIGEST_LOOK_S = 600.0, 30.0
+PROGRESS_EVERY_S = 3.0
+CASTS_KEPT_S = 30 * 86_400
+SOURCE_GONE = ("message to copy not found", "message can't be copied", "message_id_invalid")
+MAX_REFUSED_TRIES = 3  # of a chat for which Telegram itself fails
+MAX_LABEL = 40
+
+
+class Peer(NamedTuple):
+    """A chat or a person as a list shows them."""
+
+    id: int
+    name: str
+    gone_at: int | None
+
+
+class ChatCard(NamedTuple):
+    """A group as owners see it."""
+
+    title: str
+    kind: str
+    policy: str | None
+    gone_at: int | None
+    members: int
+    messages: int
+    seen_at: int | None
+
+
+class UserCard(NamedTuple):
+    """A person as owners see them. `seen_at`: the hour when they last spoke; `gone_at`: when they blocked the bot."""
+
+    name: str
+    username: str | None
+    started_at: int | None
+    gone_at: int | None
+    chats: int
+    messages: int
+    seen_at: int | None
+
+
+class Cast(NamedTuple):
+    """A row of broadcasts."""
+
+    id: int
+    user_id: int
+    message_id: int
+    audience: str
+    state: str
+    panel_id: int | None
+    after_chat: int | None
+    total: int
+    sent: int
+    gone: int
+    failed: int
+
+    @property
+    def done(self) -> int:
+        return self.sent + self.gone + self.failed
+
+
+class CostLine(NamedTuple):
+    """What a model cost in some days. `micro_usd`: millionths of a dollar."""
+
+    model: str
+    calls: int
+    unpriced: int
+    tokens_in: int
+    tokens_out: int
+    micro_usd: int
+
+
+def id_in(text: str) -> int:
+    """The id of a user, or below 0 of a chat, in words or callback data; 0 for anything else."""
+    return -number_in(text[1:]) if text.startswith("-") else number_in(text)
+
+
+def peer_arg(id_: int) -> str:
+    return f"{'c' if id_ < 0 else 'u'}{id_}"
+
+
+def peer_in(arg: str) -> tuple[str, int]:
+    """(the list, the id) that a button means; a channel that speaks is in that of users. Raises BotError."""
+    kind, id_ = {"c": "chats", "u": "users"}.get(arg[:1]), id_in(arg[1:])
+    if kind is None or not id_:
+        raise BotError("button.old")
+    return kind, id_
+
+
+def standing(app: App, id_: int) -> str:
+    """May this user or this chat use the bot: owner, banned, open (everybody may), listed (in the settings), allowed
+    (by an owner), refused."""
+    settings, verdict = app.settings, app.access.get(id_)
+    if app.owner(id_):
+        return "owner"
+    if verdict == "banned":
+        return "banned"
+    if not (settings.allowed_chats or settings.allowed_users):
+        return "open"
+    if id_ in settings.allowed_chats or id_ in settings.allowed_users:
+        return "listed"
+    return "allowed" if verdict == "allowed" else "refused"
+
+
+# which buttons stand under the card of somebody who stands so
+OFFERS = {"owner": (), "banned": ("unban",), "open": ("ban",), "listed": ("ban",), "allowed": ("ban", "disallow"),
+          "refused": ("ban", "allow")}  # fmt: skip
+
+
+def peer_label(app: App, peer: Peer) -> str:
+    """What stands on a button: never blank, which Telegram would refuse."""
+    mark = "🚫 " if app.access.get(peer.id) == "banned" else "💤 " if peer.gone_at else ""
+    return mark + (excerpt(peer.name, MAX_LABEL) if VISIBLE.search(peer.name) else str(peer.id))
+
+
+def split_page(rows: Sequence[Peer], first: int, *, back: bool) -> tuple[Sequence[Peer], str, str]:
+    """(what a page shows, the args of the page before and the next one, "" where there is none).
+
+    `first`: in `rows` the place of the one that a button named: the page begins with it, or (`back`) ends before it.
+    """
+    start = max(0, first - PEERS_ON_PAGE) if back else first
+    page = rows[start:first] if back else rows[first : first + PEERS_ON_PAGE]
+    more = rows[start + len(page) :]
+    return page, f"<{page[0].id}" if page and start else "", f"={more[0].id}" if more else ""
+
+
+def digits(n: int) -> str:
+    """12 345, with spaces that do not break."""
+    return f"{n:,}".replace(",", "\u202f")
+
+
+def dollars(micro_usd: int) -> str:
+    """Cents, and below a dollar as much finer as there is something to see."""
+    fine = f"{micro_usd / 1e6:.{2 if micro_usd >= 1_000_000 else 4}f}"
+    return f"{fine.removesuffix('00') if len(fine.partition('.')[2]) > 2 else fine} $"
+
+
+def title(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def cost_periods(rows: Iterable[tuple[int, CostLine]]) -> dict[int, list[CostLine]]:
+    """The lines of each of COST_DAYS, the dearest first, from rows with the shortest of them that they belong to."""
+    sums: dict[int, dict[str, CostLine]] = {days: {} for days in COST_DAYS}
+    for least, line in rows:
+        for days in (days for days in COST_DAYS if days >= least):
+            known = sums[days].get(line.model)
+            both = map(sum, zip(known[1:], line[1:], strict=True)) if known else line[1:]
+            sums[days][line.model] = CostLine(line.model, *both)
+    return {
+        days: sorted(lines.values(), key=lambda line: (-line.micro_usd, -line.calls)) for days, lines in sums.items()
+    }
+
+
+# -- queries
+
+
+async def chats_around(db: Queries, chat_id: int, before: int, after: int) -> list[Peer]:
+    """Groups by id: so many before this one, and so many from it on. The newest supergroups come first."""
+    rows = await db.all(
+        """SELECT * FROM (SELECT chat_id, title, gone_at FROM chats WHERE chat_id < ? AND chat_id < 0
+                          ORDER BY chat_id DESC LIMIT ?)
+           UNION ALL
+           SELECT * FROM (SELECT chat_id, title, gone_at FROM chats WHERE chat_id >= ? AND chat_id < 0
+                          ORDER BY chat_id LIMIT ?)""",
+        chat_id, before, chat_id, after,
+    )  # fmt: skip
+    return sorted(map(Peer._make, rows))
+
+
+async def users_around(db: Queries, user_id: int, before: int, after: int) -> list[Peer]:
+    """People by id, likewise, the newest accounts first."""
+    rows = await db.all(
+        """SELECT p.user_id, p.name, c.gone_at
+           FROM (SELECT * FROM (SELECT user_id, name FROM users WHERE user_id > ? ORDER BY user_id LIMIT ?)
+                 UNION ALL
+                 SELECT * FROM (SELECT user_id, name FROM users WHERE user_id <= ? ORDER BY user_id DESC LIMIT ?)) AS p
+           LEFT JOIN chats AS c ON c.chat_id = p.user_id""",
+        user_id, before, user_id, after,
+    )  # fmt: skip
+    return sorted(map(Peer._make, rows), reverse=True)
+
+
+async def chat_card(db: Queries, chat_id: int) -> ChatCard | None:
+    row = await db.one(
+        """SELECT title, kind, policy, gone_at, (SELECT count(*) FROM members AS m WHERE m.chat_id = c.chat_id),
+                  (SELECT coalesce(sum(messages), 0) FROM mood_hours AS h WHERE h.chat_id = c.chat_id),
+                  (SELECT max(sent_at) FROM messages AS s WHERE s.chat_id = c.chat_id AND s.user_id IS NOT NULL)
+           FROM chats AS c WHERE chat_id = ?""",
+        chat_id,
+    )
+    return ChatCard(*row) if row else None
+
+
+async def user_card(db: Queries, user_id: int) -> UserCard | None:
+    row = await db.one(
+        """SELECT u.name, u.username, u.started_at, c.gone_at,
+                  (SELECT count(*) FROM members AS m WHERE m.user_id = u.user_id),
+                  coalesce(sum(h.messages), 0), max(h.hour) * 3600
+           FROM users AS u LEFT JOIN chats AS c ON c.chat_id = u.user_id
+           LEFT JOIN member_hours AS h ON h.user_id = u.user_id
+           WHERE u.user_id = ? GROUP BY u.user_id""",
+        user_id,
+    )
+    return UserCard(*row) if row else None
+
+
+async def user_named(db: Queries, username: str) -> int:
+    """The id of a user by their name, 0 where nobody of that name was heard; of several the one who came last."""
+    row = await db.one(
+        "SELECT user_id FROM users WHERE username = ? COLLATE NOCASE ORDER BY user_id DESC LIMIT 1", username
+    )
+    return row["user_id"] if row else 0
+
+
+async def costs_since(db: Queries, today: str, week: str, month: str) -> list[tuple[int, CostLine]]:
+    """What models cost since a day, each line with the shortest of COST_DAYS it belongs to."""
+    rows = await db.all(
+        """SELECT CASE WHEN day >= ? THEN 1 WHEN day >= ? THEN 7 ELSE 30 END AS days, model, sum(calls), sum(unpriced),
+                  sum(input_tokens), sum(output_tokens + thought_tokens), sum(micro_usd)
+           FROM costs WHERE day >= ? GROUP BY days, model""",
+        today, week, month,
+    )  # fmt: skip
+    return [(row[0], CostLine(*row[1:])) for row in rows]
+
+
+async def cast_shown(db: Queries) -> Cast | None:
+    """The broadcast that runs, else the last that did."""
+    row = await db.one(
+        """SELECT id, user_id, message_id, audience, state, panel_id, after_chat, total, sent, gone, failed
+           FROM broadcasts WHERE state <> 'draft' ORDER BY state = 'running' DESC, id DESC LIMIT 1"""
+    )
+    return Cast._make(row) if row else None
+
+
+async def cast_running(db: Queries) -> Cast | None:
+    cast = await cast_shown(db)
+    return cast if cast and cast.state == "running" else None
+
+
+async def draft_cast(tx: Tx, user_id: int, message_id: int, now: int) -> int:
+    """An owner's draft, in place of any other; its id."""
+    await tx.run("DELETE FROM broadcasts WHERE user_id = ? AND state = 'draft'", user_id)
+    row = await tx.one(
+        """INSERT INTO broadcasts (user_id, message_id, audience, state, made_at)
+           VALUES (?, ?, 'all', 'draft', ?) RETURNING id""",
+        user_id, message_id, now,
+    )  # fmt: skip
+    assert row
+    return int(row["id"])
+
+
+async def cast_draft(db: Queries, id_: int, user_id: int) -> tuple[str, dict[str, int]]:
+    """(the audience of an owner's draft, how many chats each audience has now). Raises BotError."""
+    row = await db.one(
+        """SELECT b.audience, count(c.chat_id) AS chats, coalesce(sum(c.kind = 'private'), 0) AS private
+           FROM broadcasts AS b
+           LEFT JOIN chats AS c ON c.gone_at IS NULL AND c.kind <> 'channel'
+             AND NOT EXISTS (SELECT 1 FROM access AS a WHERE a.id = c.chat_id AND a.verdict = 'banned')
+           WHERE b.id = ? AND b.user_id = ? AND b.state = 'draft' GROUP BY b.id""",
+        id_, user_id,
+    )  # fmt: skip
+    if row is None:
+        raise BotError("broadcast.over")
+    return row["audience"], {
+        "all": row["chats"], "private": row["private"], "groups": row["chats"] - row["private"]
+    }  # fmt: skip
+
+
+async def begin_cast(tx: Tx, id_: int, user_id: int, now: int) -> bool:
+    """Let a draft run, unless another broadcast does."""
+    begun = await tx.run(
+        """UPDATE broadcasts SET state = 'running', made_at = ?, total = (
+             SELECT count(*) FROM chats AS c
+             WHERE c.gone_at IS NULL AND c.kind <> 'channel'
+               AND (broadcasts.audience = 'all' OR (broadcasts.audience = 'private') = (c.kind = 'private'))
+               AND NOT EXISTS (SELECT 1 FROM access AS a WHERE a.id = c.chat_id AND a.verdict = 'banned'))
+           WHERE id = ? AND user_id = ? AND state = 'draft'
+             AND NOT EXISTS (SELECT 1 FROM broadcasts AS other WHERE other.state = 'running')""",
+        now, id_, user_id,
+    )  # fmt: skip
+    return begun > 0
+
+
+async def cast_chats(db: Queries, cast: Cast, most: int) -> list[int]:
+    """The chats that come next."""
+    rows = await db.all(
+        """SELECT chat_id FROM chats
+           WHERE chat_id > ? AND gone_at IS NULL AND kind <> 'channel'
+             AND (? = 'all' OR (? = 'private') = (kind = 'private'))
+           ORDER BY chat_id LIMIT ?""",
+        -(1 << 62) if cast.after_chat is None else cast.after_chat, cast.audience, cast.audience, most,
+    )  # fmt: skip
+    return [row["chat_id"] for row in rows]
+
+
+async def note_cast(tx: Tx, id_: int, chat_id: int, outcome: str) -> Cast | None:
+    """Store that a chat was dealt with; how the broadcast stands then."""
+    row = await tx.one(
+        """UPDATE broadcasts SET after_chat = ?, sent = sent + ?, gone = gone + ?, failed = failed + ? WHERE id = ?
+           RETURNING id, user_id, message_id, audience, state, panel_id, after_chat, total, sent, gone, failed""",
+        chat_id, outcome == "sent", outcome == "gone", outcome == "failed", id_,
+    )  # fmt: skip
+    return Cast._make(row) if row else None
+
+
+# -- actions
+
+
+async def id_named(app: App, words: str) -> int:
+    """Who is meant by an id or a @username. Raises BotError."""
+    id_ = id_in(words) or await user_named(app.db.reader, words.removeprefix("@"))
+    if not id_:
+        raise BotError("admin.usage")
+    return id_
+
+
+async def decide(app: App, what: str, id_: int) -> None:
+    """Ban, unban, allow or disallow; what another owner did meanwhile is not undone by the wrong word."""
+    if app.owner(id_):
+        raise BotError("admin.owner")
+    if what not in UNDOES or app.access.get(id_) == UNDOES[what]:
+        await set_access(app, id_, DECISIONS[what])
+
+
+async def list_page(app: App, kind: str, arg: str) -> tuple[Sequence[Peer], str, str]:
+    """split_page of a list. `arg`: = and the id it begins with, < and the one it ends before; "": the first page."""
+    around, newest = (chats_around, -(1 << 62)) if kind == "chats" else (users_around, 1 << 62)
+    back, id_ = arg.startswith("<"), id_in(arg[1:]) if arg else newest
+    if not id_ or arg[:1] not in ("", "=", "<"):
+        raise BotError("button.old")
+    rows = await around(app.db.reader, id_, PEERS_ON_PAGE + 1 if back else 1, 1 if back else PEERS_ON_PAGE + 1)
+    first = sum(peer.id < id_ if kind == "chats" else peer.id > id_ for peer in rows)
+    return split_page(rows, first, back=back)
+
+
+def access_words(app: App, lang: str, id_: int) -> str:
+    return app.texts(lang, f"admin.is.{standing(app, id_)}")
+
+
+async def chat_words(app: App, lang: str, chat_id: int) -> list[str]:
+    """Lines about a group, from one query."""
+    t, card = functools.partial(app.texts, lang), await chat_card(app.db.reader, chat_id)
+    if card is None:
+        return [t("admin.unknown")]
+    policy = t(f"settings.policy_is.{card.policy}") if card.policy else t("admin.policy_none")
+    return [
+        excerpt(card.title, 128),
+        "",
+        t("admin.members", n=digits(card.members)),
+        t("admin.messages", n=digits(card.messages)),
+        *([t("admin.seen", day=day_words(app, lang, card.seen_at))] if card.seen_at else ()),
+        t("admin.policy", policy=policy),
+        *([t("admin.left", day=day_words(app, lang, card.gone_at))] if card.gone_at else ()),
+        f"{t(f'admin.kind.{card.kind}')}, id {chat_id}",
+    ]
+
+
+async def user_words(app: App, lang: str, user_id: int) -> list[str]:
+    """Lines about a person, from one query."""
+    t, card = functools.partial(app.texts, lang), await user_card(app.db.reader, user_id)
+    if card is None:
+        return [t("admin.unknown")]
+    username = f" (@{card.username})" if card.username else ""
+    return [
+        excerpt(card.name, 128) + username,
+        "",
+        t("admin.chats_with", n=digits(card.chats)),
+        t("admin.messages", n=digits(card.messages)),
+        *([t("admin.seen", day=day_words(app, lang, card.seen_at).partition(",")[0])] if card.seen_at else ()),
+        t("admin.started", day=day_words(app, lang, card.started_at)) if card.started_at else t("admin.not_started"),
+        *([t("admin.blocked", day=day_words(app, lang, card.gone_at))] if card.gone_at else ()),
+        f"id {user_id}",
+    ]
+
+
+@loop("broadcast")
+async def broadcast_loop(app: App) -> None:
+    """Send what an owner sends to all chats, after a restart on from where it was."""
+    while True:
+        app.casting.clear()
+        try:
+            if cast := await cast_running(app.db.reader):
+                await send_cast(app, cast)
+            else:
+                await app.casting.wait()
+        except (TelegramAPIError, sqlite3.Error) as error:
+            log.warning("broadcast waits: %s", error)
+            await app.clock.sleep(app.dice.uniform(5, 15))
+
+
+async def send_cast(app: App, cast: Cast) -> None:
+    """Send a broadcast to those who do not have it yet, and report."""
+    begun, before, shown = app.clock.monotonic(), cast.done, -math.inf
+    try:
+        while chats := await cast_chats(app.db.reader, cast, 20):
+            for chat_id in chats:
+                if (now := app.clock.monotonic()) - shown >= PROGRESS_EVERY_S:
+                    shown, dealt = now, cast.done - before
+                    left_s = (now - begun) / dealt * (cast.total - cast.done) if dealt else 0.0
+                    cast = await show_progress(app, cast, left_s)
+                cast = await cast_to(app, cast, chat_id)
+                if cast.state != "running":
+                    await report_cast(app, cast, "stopped")
+                    return
+    except BotError:  # the message itself is gone
+        await end_cast(app, cast, "lost", "cancelled")
+        return
+    await end_cast(app, cast, "done", "done")
+
+
+async def cast_to(app: App, cast: Cast, chat_id: int) -> Cast:
+    """Deal with one chat; how the broadcast stands then. Raises BotError where there is nothing to send any more."""
+    outcome = ""
+    if app.access.get(chat_id) != "banned":
+        await give_way(app)
+        outcome = await copy_to(app, cast, chat_id)
+    async with app.db.tx() as tx:
+        noted = await note_cast(tx, cast.id, chat_id, outcome)
+    return noted or cast._replace(state="cancelled")
+
+
+async def give_way(app: App) -> None:
+    """Half of SENDS_PER_SECOND at most, and only while the other half is free: people who talk go first."""
+    if app.settings.sends_per_second:
+        await app.clock.sleep(2 / app.settings.sends_per_second)
+        while app.gate.pacing.busy(app.clock.monotonic()):
+            await app.clock.sleep(0.1)
+
+
+async def copy_to(app: App, cast: Cast, chat_id: int) -> str:
+    """Send to one chat: sent, gone or failed; "" where it was called off. What is not the chat's fault is waited out.
+
+    Raises BotError where the message is gone.
+    """
+    for attempt in itertools.count(1):
+        try:
+            await app.bot(Copy(chat_id=chat_id, from_chat_id=cast.user_id, message_id=cast.message_id))
+            return "sent"
+        except ChatGone:
+            await chat_left(app, chat_id)
+            return "gone"
+        except TelegramRetryAfter as error:
+            pause = float(error.retry_after)
+        except AnswerLost:  # it may have arrived: never twice
+            return "failed"
+        except (TelegramNetworkError, TelegramServerError, TelegramUnauthorizedError) as error:
+            if isinstance(error, TelegramServerError) and attempt >= MAX_REFUSED_TRIES:
+                return "failed"
+            pause = backoff(app.dice, attempt, 5.0, 60.0)
+        except TelegramAPIError as error:
+            if any(sign in error.message.lower() for sign in SOURCE_GONE):
+                raise BotError("broadcast.report.lost") from error
+            log.warning("broadcast refused: %s", error, extra={"chat_id": chat_id})
+            return "failed"
+        await app.clock.sleep(pause)
+        if await cast_running(app.db.reader) is None:
+            return ""
+    raise AssertionError("unreachable")
+
+
+async def show_progress(app: App, cast: Cast, left_s: float) -> Cast:
+    """Tell the owner how far it is, in one message; what it cannot be told does not stop it."""
+    lang = await lang_of(app, cast.user_id)
+    text = cast_words(app, lang, cast, left_s)
+    stop = keyboard([[do(app.texts(lang, "broadcast.button.stop"), cast.user_id, "cast_stop", cast.id)]])
+    with contextlib.suppress(TelegramAPIError, ChatGone):
+        if cast.panel_id:
+            await edit(app.bot, cast.user_id, cast.panel_id, text, stop)
+        elif panel_id := await say(app.bot, cast.user_id, text, markup=stop):
+            async with app.db.tx() as tx:
+                await tx.run("UPDATE broadcasts SET panel_id = ? WHERE id = ?", panel_id, cast.id)
+            return cast._replace(panel_id=panel_id)
+    return cast
+
+
+def cast_words(app: App, lang: str, cast: Cast, left_s: float = 0.0) -> str:
+    """How a broadcast stands."""
+    t = functools.partial(app.texts, lang)
+    counts = t("broadcast.counts", sent=cast.sent, gone=cast.gone, failed=cast.failed)
+    if cast.state != "running":
+        return f"{t(f'broadcast.is.{cast.state}', n=cast.done, total=cast.total)}\n{counts}"
+    head = t("broadcast.is.running", n=cast.done, total=cast.total)
+    left = "\n" + t("broadcast.left", left=app.texts.span(lang, math.ceil(left_s))) if left_s else ""
+    return f"{head}\n{counts}{left}"
+
+
+async def end_cast(app: App, cast: Cast, key: str, state: str) -> None:
+    """Report, then note that it is over: a report that was not sent is sent after a restart."""
+    await report_cast(app, cast, key)
+    async with app.db.tx() as tx:
+        await tx.run("UPDATE broadcasts SET state = ? WHERE id = ? AND state = 'running'", state, cast.id)
+
+
+async def report_cast(app: App, cast: Cast, key: str) -> None:
+    """A new message to the owner, in place of the one that showed how far it was."""
+    t = functools.partial(app.texts, await lang_of(app, cast.user_id))
+    counts = t("broadcast.counts", sent=cast.sent, gone=cast.gone, failed=cast.failed)
+    head = t(f"broadcast.report.{key}", n=cast.done, total=cast.total)
+    row = await app.db.reader.one("SELECT panel_id FROM broadcasts WHERE id = ?", cast.id)
+    with contextlib.suppress(ChatGone):
+        if row and row["panel_id"]:
+            await unshow(app, cast.user_id, row["panel_id"])
+        await say(app.bot, cast.user_id, f"{head}\n{counts}")
+
+
+@cleanup("broadcasts")
+async def broadcasts_clean(app: App) -> None:
+    async with app.db.tx() as tx:
+        await tx.run(
+            "DELETE FROM broadcasts WHERE made_at < ? AND state <> 'running'", int(app.clock.now()) - CASTS_KEPT_S
+        )
+
+
+@loop("digest")
+async def digest_loop(app: App) -> None:
+    """Tell owners of errors of a new kind, all in one message, every ten minutes at most."""
+    request_id.set(DIGEST)
+    last = await load_told(app)
+    while True:
+        await app.clock.sleep(DIGEST_LOOK_S)
+        if app.clock.now() - last < DIGEST_EVERY_S:
+            continue
+        try:
+            if news := app.errors.news():
+                last = app.clock.now()
+                await tell_news(app, news)
+        except sqlite3.Error as error:
+            log.error("what owners were told is not stored: %s", error)
+
+
+async def tell_news(app: App, news: Mapping[str, ErrorKind]) -> None:
+    """Send a digest; where it reached an owner, these kinds are told."""
+    if not await send_digest(app, news):
+        return
+    app.errors.tell(news)
+    told = json_dumps({"at": app.clock.now(), "told": app.errors.told})
+    async with app.db.tx() as tx:
+        await tx.run(
+            """INSERT INTO meta (name, value) VALUES ('digest', ?)
+               ON CONFLICT (name) DO UPDATE SET value = excluded.value""",
+            told,
+        )
+
+
+async def load_told(app: App) -> float:
+    """What owners were told before this start; when that was."""
+    row = await app.db.reader.one("SELECT value FROM meta WHERE name = 'digest'")
+    if row is None:
+        return 0.0
+    known = json_loads(row["value"])
+    app.errors.told = known["told"]
+    return float(known["at"])
+
+
+async def send_digest(app: App, news: Mapping[str, ErrorKind]) -> bool:
+    """To every owner in private; says whether anybody got it."""
+    reached = False
+    for user_id in app.settings.admin_ids:
+        lang = await lang_of(app, user_id)
+        text = "\n".join([app.texts(lang, "errors.digest"), "", *kind_lines(app, lang, news)])
+        more = keyboard([[go(app.texts(lang, "menu.to.errors"), user_id, "errors")]])
+        with contextlib.suppress(ChatGone, TelegramAPIError):
+            await say(app.bot, user_id, text, markup=more)
+            reached = True
+    return reached
+
+
+def kind_lines(app: App, lang: str, kinds: Mapping[str, ErrorKind]) -> list[str]:
+    """A line for each kind of error, the first of them; critical ones are marked."""
+    now = app.clock.now()
+    lines = [
+        f"{'‼ ' if kind.critical(now) else ''}{excerpt(name, 100)} × {kind.count}, {day_words(app, lang, kind.last_at)}"
+        for name, kind in itertools.islice(kinds.items(), KINDS_SHOWN)
+    ]
+    hidden = len(kinds) - len(lines)
+    return [*lines, app.texts(lang, "errors.more", n=hidden)] if hidden else lines
+
+
+# -- handlers
+
+
+@command("admin", ("private",), owner=True)
+async def on_admin(app: App, who: Who, args: str) -> None:
+    what, _, whom = args.partition(" ")
+    if not args:
+        await open_panel(app, who, "admin")
+        return
+    decision = what.lower() if what.lower() in DECISIONS else ""
+    id_ = await id_named(app, whom.strip() if decision else args)
+    if decision:
+        await decide(app, decision, id_)
+    await open_panel(app, who, "peer", peer_arg(id_))
+
+
+@panel("admin", entry=70, places=("private",), owner=True)
+async def admin_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """Everything that only owners may do."""
+    return Panel(app.texts(who.lang, "admin.text", version=VERSION), entries(app, who, owner, "admin"))
+
+
+@owner_panel("chats", entry=10)
+async def chats_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    return await peers_panel(app, who, owner, "chats", arg)
+
+
+@owner_panel("users", entry=11)
+async def users_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    return await peers_panel(app, who, owner, "users", arg)
+
+
+async def peers_panel(app: App, who: Who, owner: int, kind: str, arg: str) -> Panel:
+    """A page of all groups, or of all people; each leads to its card. One query however many there are."""
+    page, before, after = await list_page(app, kind, arg)
+    letter = kind[0]
+    rows: list[Row] = [[go(peer_label(app, peer), owner, "peer", f"{letter}{peer.id}")] for peer in page]
+    ways = [go(sign, owner, kind, to) for sign, to in (("◀", before), ("▶", after)) if to]
+    text = app.texts(who.lang, "admin.chats" if kind == "chats" else "admin.users")
+    return Panel(text if page else app.texts(who.lang, "admin.nobody"), [*rows, ways], back=("admin", ""))
+
+
+@owner_panel("peer")
+async def peer_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The card of a group or a person. `arg`: c or u, and the id."""
+    kind, id_ = peer_in(arg)
+    lines = await (chat_words if kind == "chats" else user_words)(app, who.lang, id_)
+    text = "\n".join([*lines, "", access_words(app, who.lang, id_)])
+    buttons = [do(app.texts(who.lang, f"admin.button.{what}"), owner, what, arg) for what in OFFERS[standing(app, id_)]]
+    return Panel(text, [buttons], back=(kind, f"={id_}"))
+
+
+async def decide_act(app: App, who: Who, what: str, arg: str) -> Done:
+    _, id_ = peer_in(arg)
+    await decide(app, what, id_)
+    return Done(access_words(app, who.lang, id_), "peer", arg)
+
+
+@act("ban", owner=True)
+async def ban_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    return await decide_act(app, who, "ban", arg)
+
+
+@act("unban", owner=True)
+async def unban_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    return await decide_act(app, who, "unban", arg)
+
+
+@act("allow", owner=True)
+async def allow_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    return await decide_act(app, who, "allow", arg)
+
+
+@act("disallow", owner=True)
+async def disallow_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    return await decide_act(app, who, "disallow", arg)
+
+
+@owner_panel("broadcast", entry=20)
+async def broadcast_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The broadcast that runs, or the last one."""
+    t, cast = functools.partial(app.texts, who.lang), await cast_shown(app.db.reader)
+    text = t("broadcast.text") + (f"\n\n{cast_words(app, who.lang, cast)}" if cast else "")
+    if cast and cast.state == "running":
+        again = go(t("broadcast.button.again"), owner, "broadcast")
+        rows = [[again, do(t("broadcast.button.stop"), owner, "cast_stop", cast.id)]]
+    else:
+        rows = [[do(t("broadcast.button.new"), owner, "cast_new")]]
+    return Panel(text, rows, back=("admin", ""))
+
+
+@act("cast_new", owner=True)
+async def cast_new_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    if await cast_running(app.db.reader):
+        raise BotError("broadcast.busy")
+    await put_form(app, who, Form("broadcast", {}))
+    return Done(None, "cast_ask")
+
+
+@owner_panel("cast_ask")
+async def cast_ask_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """Asks for the message itself."""
+    return Panel(app.texts(who.lang, "broadcast.ask"), back=("broadcast", ""), asks=("broadcast", "message"))
+
+
+@form("broadcast", words=False)
+async def broadcast_form(app: App, who: Who, made: Form, text: str) -> Done:
+    """Show the message as everybody would get it; what Telegram does not copy is not taken."""
+    require_owner(app, who)
+    assert who.message_id
+    try:
+        await app.bot(Copy(chat_id=who.chat_id, from_chat_id=who.chat_id, message_id=who.message_id))
+    except TelegramBadRequest as error:
+        raise BotError("broadcast.uncopied") from error
+    async with app.db.tx() as tx:
+        id_ = await draft_cast(tx, who.user_id, who.message_id, int(app.clock.now()))
+    return Done(app.texts(who.lang, "broadcast.preview"), "cast_whom", str(id_))
+
+
+@owner_panel("cast_whom")
+async def cast_whom_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """To whom? `arg`: the id of the draft."""
+    _, chats = await cast_draft(app.db.reader, number_in(arg), who.user_id)
+    rows = [
+        [do(app.texts(who.lang, f"broadcast.to.{name}", n=chats[name]), owner, "cast_to", f"{arg}.{name}")]
+        for name in AUDIENCES
+    ]
+    return Panel(app.texts(who.lang, "broadcast.whom"), rows, back=("broadcast", ""))
+
+
+@act("cast_to", owner=True)
+async def cast_to_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Choose an audience. `arg`: the id of the draft, a dot, the audience."""
+    id_, _, audience = arg.partition(".")
+    if audience not in AUDIENCES:
+        raise BotError("button.old")
+    async with app.db.tx() as tx:
+        known = await tx.run(
+            "UPDATE broadcasts SET audience = ? WHERE id = ? AND user_id = ? AND state = 'draft'",
+            audience, number_in(id_), who.user_id,
+        )  # fmt: skip
+    if not known:
+        raise BotError("broadcast.over")
+    return Done(None, "cast_sure", id_)
+
+
+@owner_panel("cast_sure")
+async def cast_sure_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The last question before it is sent."""
+    audience, chats = await cast_draft(app.db.reader, number_in(arg), who.user_id)
+    t, n = functools.partial(app.texts, who.lang), chats[audience]
+    rows = [[do(t("broadcast.button.send", n=n), owner, "cast_go", arg)]]
+    to = t(f"broadcast.to.{audience}", n=n)
+    return Panel(t("broadcast.sure", to=to), rows, back=("cast_whom", arg))
+
+
+@act("cast_go", owner=True)
+async def cast_go_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Begin to send a draft; of two at once, one."""
+    audience, chats = await cast_draft(app.db.reader, number_in(arg), who.user_id)
+    if not chats[audience]:
+        raise BotError("broadcast.nobody")
+    async with app.db.tx() as tx:
+        begun = await begin_cast(tx, number_in(arg), who.user_id, int(app.clock.now()))
+    if not begun:
+        raise BotError("broadcast.busy")
+    app.casting.set()
+    return Done(app.texts(who.lang, "broadcast.begun"), "broadcast")
+
+
+@act("cast_stop", owner=True)
+async def cast_stop_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Any owner may end it; the message that shows how far it is becomes a menu."""
+    async with app.db.tx() as tx:
+        stopped = await tx.run(
+            "UPDATE broadcasts SET state = 'cancelled', panel_id = NULL WHERE id = ? AND state = 'running'",
+            number_in(arg),
+        )
+    return Done(app.texts(who.lang, "broadcast.stopping" if stopped else "broadcast.over"), "broadcast")
+
+
+@command("cost", ("private",), owner=True)
+async def on_cost(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "cost")
+
+
+@owner_panel("cost", entry=30)
+async def cost_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """What models cost, from one query. `arg`: of COST_DAYS, those that are shown model by model."""
+    t, now = functools.partial(app.texts, who.lang), app.clock.now()
+    since = [day_of(now - (days - 1) * DAY_S, app.settings) for days in COST_DAYS]
+    periods = cost_periods(await costs_since(app.db.reader, *since))
+    shown = next((days for days in COST_DAYS if str(days) == arg), 1)
+    totals = [
+        f"{title(t(f'cost.days.{days}'))}: {dollars(sum(line.micro_usd for line in lines))}"
+        for days, lines in periods.items()
+    ]
+    budget, spent = round(app.settings.daily_budget_usd * 1e6), spent_today(app)
+    left = t("cost.budget", most=dollars(budget), left=dollars(max(0, budget - spent)))
+    text = [
+        t("cost.text"), "", *totals, left if budget else t("cost.no_budget"), "",
+        t("cost.by_model", days=t(f"cost.days.{shown}")), *(cost_lines(app, who.lang, periods[shown])), "",
+        t("cost.prices", date=PRICES_OF),
+    ]  # fmt: skip
+    rows = [[go(marked(t(f"cost.days.{days}"), days == shown), owner, "cost", days) for days in COST_DAYS]]
+    return Panel("\n".join(text), rows, back=("admin", ""))
+
+
+def cost_lines(app: App, lang: str, lines: Sequence[CostLine]) -> list[str]:
+    t = functools.partial(app.texts, lang)
+    words = [
+        t("cost.line", model=excerpt(line.model, 60), calls=digits(line.calls), tokens_in=digits(line.tokens_in),
+          tokens_out=digits(line.tokens_out), dollars=dollars(line.micro_usd))
+        + (" " + t("cost.unpriced", n=digits(line.unpriced)) if line.unpriced else "")
+        for line in lines[:20]
+    ]  # fmt: skip
+    return words or [t("cost.nothing")]
+
+
+@owner_panel("errors", entry=40)
+async def errors_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """Errors since the start: how many of each kind, and the last ones, page by page. `arg`: the page."""
+    t, newest = functools.partial(app.texts, who.lang), [*reversed(app.errors.entries)]
+    if not newest:
+        return Panel(t("errors.none"), back=("admin", ""))
+    page, _, pages, number = page_of(newest, number_in(arg), ERRORS_ON_PAGE)
+    kinds = dict(sorted(app.errors.kinds.items(), key=lambda one: one[1].last_at, reverse=True))
+    last = [f"{day_words(app, who.lang, one.at)} [{one.request_id}] {one.text}" for one in page]
+    text = [t("errors.text", n=app.errors.total), "", *kind_lines(app, who.lang, kinds), "", t("errors.last"), *last]
+    turn = pager(number, pages, lambda to: GoPress(owner=owner, name="errors", arg=str(to)))
+    return Panel("\n".join(text), [turn, [do(t("errors.button.clear"), owner, "errors_clear")]], back=("admin", ""))
+
+
+@act("errors_clear", owner=True)
+async def errors_clear_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    app.errors.clear()
+    return Done(app.texts(who.lang, "errors.cleared"), "errors")
+
+
+@owner_panel("log", entry=41)
+async def log_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """How much is written to the log, now."""
+    t, now = functools.partial(app.texts, who.lang), logging.getLevelName(logging.getLogger().level)
+    rows = [[do(marked(level, level == now), owner, "log", level) for level in LEVELS]]
+    return Panel(t("log.text", level=now, start=app.settings.log_level), in_rows(rows[0]), back=("admin", ""))
+
+
+@act("log", owner=True)
+async def log_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    if arg not in LEVELS:
+        raise BotError("button.old")
+    logging.getLogger().setLevel(arg)
+    return Done(app.texts(who.lang, "log.set", level=arg), "log")
+
 
 # == Menu =============================================================================================================
 # Commands that manage the bot itself, the menu of all there is, the settings of a chat, the greeting of a new group.
@@ -11484,7 +12506,7 @@ async def take_new_promo_words(app: App, who: Who, made: Form, text: str) -> Don
 # as they are listed; sections stand in another order
 ORDER = ("start", "help", "menu", "settings", "lang", "profile", "persona", "personas", "temper", "quiet", "reset",
          "summary", "remember", "memory", "forget", "export", "privacy", "reminders", "voice", "mood",
-         "balance", "buy", "promo", "terms", "paysupport", "cancel")  # fmt: skip
+         "balance", "buy", "promo", "terms", "paysupport", "cancel", "stats", "admin", "cost", "backup")  # fmt: skip
 QUIETS = (1800, 7200, 28_800, 86_400)
 SETTINGS_VALUES: dict[str, dict[str, Any]] = {
     "policy": {**{policy: policy for policy in ("always", "smart", "mention", "never")}, "persona": None},
@@ -12481,12 +13503,18 @@ class Sorter:
 
     def _refuse(self, heard: Heard) -> None:
         """Tell somebody who may not talk to the bot, once an hour."""
-        key = (heard.chat_id, heard.user_id)
-        if self._refused.peek(key) is None:
-            self._refused.put(key, True)
-            lang = pick_lang(heard.language_code, self._app.settings.language)
-            text = self._app.texts(lang, "error.not_allowed")
+        error = refusal(self._app, heard.chat_id, heard.user_id)
+        if error and self._first_refusal(error, heard.chat_id, heard.user_id):
+            text = error_text(self._app, pick_lang(heard.language_code, self._app.settings.language), error)
             self._app.spawn(quietly(say(self._app.bot, heard.chat_id, text, thread_id=heard.thread_id)), "refuse")
+
+    def _first_refusal(self, error: BotError, chat_id: int, user_id: int) -> bool:
+        """Were they not told this here in the last hour; who is banned: anywhere?"""
+        key = (0 if error.key == "error.banned" else chat_id, user_id)
+        first = self._refused.peek(key) is None
+        if first:
+            self._refused.put(key, True)
+        return first
 
     def _too_many(self, kind: str, user_id: int, most: int) -> float:
         """Seconds until this person may do one more of these in a minute; 0: now, and it is counted."""
@@ -12494,12 +13522,13 @@ class Sorter:
 
     async def _refuse_press(self, query: Mapping[str, Any], left: float = 0.0) -> None:
         """Answer a press that is not dealt with: too many, told once until that ends, or not allowed at all."""
-        user = query["from"]
+        user, chat_id = query["from"], ((query.get("message") or {}).get("chat") or {}).get("id", 0)
+        error = BotError("limit.buttons", left_s=left) if left else refusal(self._app, chat_id, user["id"])
         lang = await lang_of(self._app, user["id"], user.get("language_code"))
-        error = BotError("limit.buttons", left_s=left) if left else BotError("error.not_allowed")
-        note = error_text(self._app, lang, error)
-        if left and not self._app.limiter.tells("buttons", user["id"], left):
-            note = ""
+        silent = left and not self._app.limiter.tells("buttons", user["id"], left)
+        if error and error.key == "error.banned":
+            silent = not self._first_refusal(error, chat_id, user["id"])
+        note = error_text(self._app, lang, error) if error and not silent else ""
         await self._app.bot(AnswerCallbackQuery(callback_query_id=query["id"], text=note or None, show_alert=not left))
 
     async def _refuse_command(self, heard: Heard, left: float) -> None:
@@ -12569,12 +13598,14 @@ class Inbox:
         if isinstance(plan, Waiting):
             unprompted = bool(row["unprompted"])
             self._turns.put(
-                dataclasses.replace(plan, attempts=row["attempts"], unprompted=unprompted, plan=row["reply"])
+                dataclasses.replace(
+                    plan, attempts=row["attempts"], unprompted=unprompted, plan=row["reply"], resumed=True
+                )
             )
         elif isinstance(plan, Passing):
             self._pass(self._handle_passing(dataclasses.replace(plan, attempts=row["attempts"])))
-        else:
-            raise ValueError("nothing to do")
+        else:  # banned meanwhile
+            self._app.spawn(self._app.db.write({DONE_INBOX: [(row["update_id"],)]}), "let go")
 
     async def take(self, raws: Sequence[Any]) -> None:
         """Store updates, then begin them. When this returns they may be confirmed. Raises sqlite3.OperationalError."""
@@ -12718,10 +13749,17 @@ class Inbox:
         while (again := await self._try(update_ids, raw, attempts, work, pending, until)) is not None:
             attempts = again.attempts
             if not await self._rest(again.pause_s):
+                await self._keep_costs(pending)
                 return  # stopping: it is in the inbox for the next start
             if alone and attempts >= MAX_ATTEMPTS - 1:
+                await self._keep_costs(pending)
                 await alone(attempts)
                 return
+
+    async def _keep_costs(self, pending: Mapping[Hot, list[tuple[Any, ...]]]) -> None:
+        """What models cost counts, whatever becomes of the update they were asked for."""
+        if costs := {hot: pending[hot] for hot in (PUT_LLM_CALL, PUT_COST) if hot in pending}:
+            await self._app.db.write(costs)
 
     async def _try(
         self,
@@ -12750,7 +13788,10 @@ class Inbox:
             if outage and (isinstance(error, NotConnected) or self._app.clock.monotonic() < until):
                 log.warning("postponed: %s", error)
                 return Again(self._app.dice.uniform(5, 15), attempts)
-            return await self._failed(error, update_ids, raw, attempts + 1)
+            again = await self._failed(error, update_ids, raw, attempts + 1)
+            if again is None:
+                await self._keep_costs(pending)
+            return again
         await self._finish(pending, update_ids)
         note_handled(time.perf_counter() - started, cost, len(update_ids))
         return None
@@ -13050,6 +14091,7 @@ async def running(app: App) -> AsyncIterator[Inbox]:
     """An app with its database open and its handlers in place; closed in the reverse order."""
     await app.db.open()
     try:
+        logging.getLogger().addHandler(app.errors)
         await load_access(app)
         await load_spent(app)
         await load_forms(app)

@@ -42,6 +42,12 @@ def who_of(okun: Okun, room: Room) -> bot.Who:
     return bot.Who(room.id, 0, person["id"], person["language_code"], room.chat.private)
 
 
+def entries_in(place: str, *, owner: bool = False) -> list[bot.PanelSpec]:
+    """The panels that have a place in a menu there."""
+    specs = bot.PANELS.values()
+    return [s for s in specs if s.entry is not None and place in s.places and (owner or not s.owner)]
+
+
 def state(okun: Okun) -> list[object]:
     """All that a button may change."""
     return [okun.rows(sql) for sql in TABLES]
@@ -159,9 +165,7 @@ async def test_every_button_of_every_panel_works_and_leads_back(okun: Okun, lang
     room = room_of(okun, lang, place)
     await enrich(okun, room, lang, talked=12 if (lang, place) == ("uk", "group") else 0)  # pictures take their time
     walked = await walk(room)
-    assert {name for name, spec in bot.PANELS.items() if spec.entry is not None and place in spec.places} <= {
-        data.split(":")[2] for data in walked.parent
-    }
+    assert {spec.name for spec in entries_in(place)} <= {data.split(":")[2] for data in walked.parent}
     for data in walked.parent:
         if not data.startswith("f1"):
             assert way_back(walked, data)[-1] == walked.root, data
@@ -199,7 +203,7 @@ async def test_every_kind_of_button_refuses_a_stranger(okun: Okun) -> None:
     await enrich(okun, group, "uk", talked=0)
     walked = await walk(group, deepest=0)
     kinds, before = walked.kinds(), state(okun)
-    assert {"m2:menu"} | {f"m2:{name}" for name, spec in bot.PANELS.items() if spec.entry} <= {*kinds, "m2:menu"}
+    assert {f"m2:{spec.name}" for spec in entries_in("group")} <= {*kinds}
     assert {"d1:pbind", "d1:tset", "d1:tdel", "d1:pdel", "d1:mdel", "d1:rdel", "d1:set", "d1:quiet", "d1:lang",
             "d1:export", "d1:sum", "d1:plink", "d1:proll", "f1:here"} <= {*kinds}  # fmt: skip
     for stranger, lang in (("Anna", "en"), ("Olena", "uk")):
@@ -625,10 +629,7 @@ async def test_who_was_forgotten_while_a_form_asked_is_not_asked_on(okun: Okun, 
 @places
 async def test_the_menu_shows_all_there_is_here(okun: Okun, lang: str, place: str) -> None:
     [menu] = await room_of(okun, lang, place).say("/menu")
-    entries = sorted(
-        (spec for spec in bot.PANELS.values() if spec.entry is not None and place in spec.places),
-        key=lambda spec: spec.entry or 0,
-    )
+    entries = sorted(entries_in(place), key=lambda spec: spec.entry or 0)
     names = [okun.t(f"menu.to.{spec.name}", lang) for spec in entries]
     assert menu.buttons == [*names, okun.t("menu.close", lang)] and len(names) >= (12 if place == "private" else 13)
     assert (okun.t("menu.to.quiet", lang) in names) == (place == "group")
