@@ -11,7 +11,7 @@ that stores the answer. What a crash leaves in the inbox is done first at the ne
 Sections, each using only what stands above it (`grep '^# ==' bot.py` lists them):
 Settings, Texts, Errors, Logs, Store, Caches, Resilience, Formatting, Pictures, Telegram, LLM, App, Limits, Ledger,
 Memory, Panels, Recall, Knowledge, Privacy, Analysis, Personas, Voice, Companion, Reminders, Catchup, Payments, Backups,
-Figures, Owner, Menu, Web, Console, Inbox, Wiring, Main.
+Figures, Owner, Menu, Page, Web, Console, Inbox, Wiring, Main.
 
 Vocabulary:
     chat, topic   a Telegram chat; a forum topic in it (thread_id, 0 where there is none)
@@ -47,6 +47,7 @@ import functools
 import gc
 import hashlib
 import hmac
+import html
 import io
 import ipaddress
 import itertools
@@ -88,7 +89,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 # `python bot.py` would compile all of this anew at each start, and the 30 MB that takes never come back. So the same
 # process begins again with the module as it lies compiled in __pycache__.
@@ -1733,6 +1734,10 @@ class Cache(Generic[K, T]):
         self._items.pop(key, None)
         self._loading.pop(key, None)
 
+    def sample(self, most: int) -> list[tuple[K, T]]:
+        """Some entries, as they lie: looking at them through the cache would make them the newest."""
+        return list(itertools.islice(vars(self._items)["_Cache__data"].items(), most))
+
     def forget_all(self, part: Hashable) -> None:
         """Forget every tuple key that has this part."""
         for key in [key for key in (*self._items, *self._loading) if isinstance(key, tuple) and part in key]:
@@ -1912,6 +1917,22 @@ def backoff(dice: random.Random, attempt: int, first_s: float = 0.5, most_s: flo
     """Seconds before try number `attempt` (from 1): exponential with full jitter, never less than a tenth."""
     ceiling = min(most_s, first_s * 2 ** (attempt - 1))
     return dice.uniform(ceiling / 10, ceiling)
+
+
+class Latencies(deque[float]):
+    """How many seconds things took: the newest 1000; and how many of all took at most each of BOUNDS, then longer."""
+
+    BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=1000)
+        self.total_s = 0.0
+        self.by_size = [0] * (len(self.BOUNDS) + 1)
+
+    def append(self, seconds: float) -> None:
+        super().append(seconds)
+        self.total_s += seconds
+        self.by_size[bisect.bisect_left(self.BOUNDS, seconds)] += 1
 
 
 class Window:
@@ -4106,9 +4127,10 @@ class App:
         # a file of 20 MB takes four times that on its way to a model: two at once, or a small machine is full
         self.heavy = asyncio.Semaphore(2)
         self.generations: dict[tuple[int, int], Generation] = {}
-        self.latencies: deque[float] = deque(maxlen=1000)
+        self.latencies = Latencies()  # from the arrival of a turn to its answer
         self.backlog: Callable[[], int] = lambda: 0  # turns and updates at work or waiting
         self.counts: Counter[str] = Counter()
+        self.minute_marks: Counter[str] | None = None  # what was counted when the newest row of minutes was written
         self.started_at = self.clock.now()
         self.llm.on_call = lambda call: store_llm_call(self, call)
         self.llm.may_pay = lambda: budget_left(self)
@@ -4291,6 +4313,12 @@ def hit_rate(caches: Iterable[Cache[Any, Any]]) -> float:
     return sum(one.hits for one in stats) / asked if asked else 1.0
 
 
+def note_disk(app: App, name: str, asked: int, found: int) -> None:
+    """Count how often a cache that is a table answered."""
+    app.counts[f"disk hits {name}"] += found
+    app.counts[f"disk misses {name}"] += asked - found
+
+
 @cleanup("cache statistics")
 async def caches_note(app: App) -> None:
     """How the caches did since the start, for the log; nothing is deleted."""
@@ -4457,6 +4485,7 @@ def budget_left(app: App) -> bool:
 def spend(app: App, day: str, micro_usd: int) -> None:
     """Add to what the day cost; the owner is told once a day that its budget is used up."""
     before = budget_left(app)
+    app.counts["micro_usd"] += micro_usd
     app.spent = day, micro_usd + (app.spent[1] if app.spent[0] == day else 0)
     if before and not budget_left(app):
         log.warning("budget of the day used up", extra={"count": app.spent[1]})
@@ -4527,11 +4556,6 @@ async def take_quota(tx: Tx, user_id: int, name: str, day: str, most: int) -> bo
         user_id, name, day, most or 1 << 62,
     )  # fmt: skip
     return row is not None
-
-
-async def quota_used(db: Queries, user_id: int, name: str, day: str) -> int:
-    row = await db.one("SELECT used FROM quotas WHERE user_id = ? AND name = ? AND day = ?", user_id, name, day)
-    return row["used"] if row else 0
 
 
 # -- actions
@@ -6238,6 +6262,7 @@ async def vectors_of(app: App, texts: Sequence[str], *, question: bool = False) 
     model = app.settings.gemini_embedding_model[0]
     hashes = [text_hash(text) for text in texts]
     cached = await cached_vectors(app.db.reader, model, hashes)
+    note_disk(app, "embeddings", len(hashes), len(cached))
     known, now = {h: vector for h, (vector, _) in cached.items()}, int(app.clock.now())
     new = {h: text[:2000] for h, text in zip(hashes, texts, strict=True) if h not in known}
     if new:
@@ -7719,6 +7744,7 @@ async def read_batch(app: App, chat_id: int, batch: Mapping[int, str], since: in
     now = int(app.clock.now())
     keys = {row: text_hash("felt", str(chat_id), text) for row, text in batch.items()}  # its neighbours count, too
     found = await cached_analyses(app.db.reader, list(keys.values()))
+    note_disk(app, "analyses", len(set(keys.values())), len(found))
     new = {key: batch[row] for row, key in keys.items() if key not in found}
     if new:
         found |= await felt_by_model(app, chat_id, new)
@@ -10830,7 +10856,9 @@ async def part_notes(app: App, who: Who, part: str) -> str:
     system = PART_PROMPT.format(language=LANGUAGE_NAMES[who.lang], words=PART_WORDS)
     key = text_hash(system, part)
     now = int(app.clock.now())
-    if known := await cached_analyses(app.db.reader, [key]):
+    known = await cached_analyses(app.db.reader, [key])
+    note_disk(app, "analyses", 1, len(known))
+    if known:
         await app.db.write({PUT_ANALYSIS: [(key, who.chat_id, known[key], now)]})  # used again
         return str(json_loads(known[key]))
     capability: Capability = "light" if app.llm.can("light") else "chat"
@@ -11653,6 +11681,383 @@ async def take_new_promo_words(app: App, who: Who, made: Form, text: str) -> Don
 # == Figures ==========================================================================================================
 # How the bot fares: counted while it lives, kept by the minute for the charts.
 
+# -- rules
+
+MINUTES_KEPT = 14 * 1440
+# what the charts show: minutes in all, and in one point
+RANGES = {"1h": (60, 1), "24h": (1440, 10), "7d": (7 * 1440, 60), "14d": (14 * 1440, 120)}
+SECOND_LEVELS = ("analyses", "embeddings")  # caches that are tables; nothing of them is held in memory
+SAMPLED = 20
+
+
+class CacheFigures(NamedTuple):
+    """How a cache did since the start. `memory_bytes` is an estimate: see bytes_held."""
+
+    name: str
+    memory_hits: int
+    disk_hits: int
+    misses: int
+    memory_size: int = 0
+    memory_bytes: int = 0
+    evictions: int = 0
+
+    @property
+    def hit_rate(self) -> float | None:
+        """0 to 1; None where nothing was asked."""
+        hits = self.memory_hits + self.disk_hits
+        return hits / (hits + self.misses) if hits + self.misses else None
+
+
+class Figures(NamedTuple):
+    """How the bot fares now. Counts are since the start, but for those of stored rows and of `today`."""
+
+    uptime_s: float
+    chats: int  # that it is in
+    users: int
+    stored: int  # messages
+    messages_today: int
+    replies_today: int
+    updates: int
+    messages: int
+    replies: int
+    errors: int  # logged
+    p50_s: float | None  # of the newest 1000 answers; None: there was none
+    p95_s: float | None
+    outcomes: Mapping[str, int]  # of calls of models
+    llm_calls: int
+    llm_errors: int
+    micro_usd: int
+    spent_today: int  # millionths of a dollar
+    budget: int  # likewise; 0: no limit
+    breakers: Mapping[tuple[str, str], str]  # (provider, capability): closed, open, half-open
+    caches: Sequence[CacheFigures]
+    db_bytes: int
+    rss_bytes: int
+    backlog: int
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Of the caches that answer instead of the database."""
+        asked = self.cache_hits + self.cache_misses
+        return self.cache_hits / asked if asked else None
+
+    @property
+    def cache_hits(self) -> int:
+        return sum(cache.memory_hits for cache in self.caches if cache.name not in APART)
+
+    @property
+    def cache_misses(self) -> int:
+        return sum(cache.misses for cache in self.caches if cache.name not in APART)
+
+
+APART = ("matches", "common", *SECOND_LEVELS)  # these miss by nature
+
+
+def percentile(values: Iterable[float], share: float) -> float | None:
+    """By the nearest rank; None of nothing."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
+
+
+def rss_bytes() -> int:
+    """The memory of this process now; where there is no /proc, the most it ever was; 0 where nobody tells."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(ImportError):
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    return 0
+
+
+def bytes_of(value: Any, depth: int = 4) -> int:
+    """What a value takes in memory, with what it holds. What several hold is counted for each."""
+    size = sys.getsizeof(value)
+    if depth and isinstance(value, Mapping):
+        size += sum(bytes_of(key, depth - 1) + bytes_of(one, depth - 1) for key, one in value.items())
+    elif depth and isinstance(value, list | tuple | set | frozenset | deque):
+        size += sum(bytes_of(one, depth - 1) for one in value)
+    elif depth and hasattr(value, "__dict__"):
+        size += bytes_of(vars(value), depth - 1)
+    return size
+
+
+def bytes_held(cache: Cache[Any, Any]) -> int:
+    """An estimate: what its first 20 entries take, four levels deep, as a mean, times their number. Python's own
+    bookkeeping of a TTLCache is added as it was measured: 250 bytes an entry."""
+    some = cache.sample(SAMPLED)
+    mean = sum(bytes_of(key) + bytes_of(value) for key, value in some) / len(some) if some else 0
+    return round(len(cache) * (mean + 250))
+
+
+def database_bytes(path: str) -> int:
+    """What the database takes on the disk, with its write-ahead log."""
+    size = 0
+    for name in (path, f"{path}-wal"):
+        with contextlib.suppress(OSError):
+            size += os.stat(name).st_size
+    return size
+
+
+def cache_figures(app: App) -> list[CacheFigures]:
+    every = {**app.caches, **app.searches, "drawn": app.drawn}
+    held = [
+        CacheFigures(name, cache.stats.hits, 0, cache.stats.misses, len(cache), bytes_held(cache),
+                     cache.stats.evictions)
+        for name, cache in every.items()
+    ]  # fmt: skip
+    tables = [
+        CacheFigures(name, 0, app.counts[f"disk hits {name}"], app.counts[f"disk misses {name}"])
+        for name in SECOND_LEVELS
+    ]
+    return held + tables
+
+
+def llm_outcomes(app: App) -> dict[str, int]:
+    """How calls of models ended, since the start."""
+    return {name.removeprefix("llm "): n for name, n in app.counts.items() if name.startswith("llm ")}
+
+
+def counted_now(app: App) -> Counter[str]:
+    """What a row of minutes counts, since the start."""
+    outcomes, stats = llm_outcomes(app), [cache.stats for cache in app.caches.values()]
+    return Counter(
+        updates=app.counts["updates"],
+        messages=app.counts["messages"],
+        replies=app.counts["replies"],
+        errors=app.errors.total,
+        llm_calls=sum(outcomes.values()),
+        llm_errors=sum(n for outcome, n in outcomes.items() if outcome not in ("ok", "cancelled")),
+        micro_usd=app.counts["micro_usd"],
+        cache_hits=sum(one.hits for one in stats),
+        cache_misses=sum(one.misses for one in stats),
+    )
+
+
+def uncounted(app: App) -> Counter[str]:
+    """What happened since the newest row of minutes."""
+    now = counted_now(app)
+    now.subtract(app.minute_marks or {})
+    return now
+
+
+# -- queries
+
+PUT_MINUTE = Hot(
+    70,
+    # a minute that was begun before a restart, or that the clock was set back to, is added to; of two percentiles
+    # the worse stays
+    """INSERT INTO minutes (minute, updates, messages, replies, errors, p50_ms, p95_ms, llm_calls, llm_errors,
+         micro_usd, cache_hits, cache_misses, rss_kb, backlog) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+       ON CONFLICT (minute) DO UPDATE SET updates = updates + excluded.updates, messages = messages + excluded.messages,
+         replies = replies + excluded.replies, errors = errors + excluded.errors,
+         p50_ms = CASE WHEN p50_ms > excluded.p50_ms THEN p50_ms ELSE coalesce(excluded.p50_ms, p50_ms) END,
+         p95_ms = CASE WHEN p95_ms > excluded.p95_ms THEN p95_ms ELSE coalesce(excluded.p95_ms, p95_ms) END,
+         llm_calls = llm_calls + excluded.llm_calls, llm_errors = llm_errors + excluded.llm_errors,
+         micro_usd = micro_usd + excluded.micro_usd, cache_hits = cache_hits + excluded.cache_hits,
+         cache_misses = cache_misses + excluded.cache_misses, rss_kb = excluded.rss_kb, backlog = excluded.backlog""",
+)
+
+
+async def load_totals(db: Queries, since: int) -> sqlite3.Row:
+    """Of all that is stored, and of the minutes since one."""
+    [row] = await db.all(
+        """SELECT (SELECT count(*) FROM chats WHERE gone_at IS NULL) AS chats,
+                  (SELECT count(*) FROM users WHERE user_id > 0) AS users,
+                  (SELECT count(*) FROM messages) AS stored,
+                  coalesce(sum(messages), 0) AS messages_today, coalesce(sum(replies), 0) AS replies_today
+           FROM minutes WHERE minute >= ?""",
+        since,
+    )
+    return row
+
+
+async def load_minutes(db: Queries, start: int, end: int, step: int) -> list[sqlite3.Row]:
+    """The minutes from one up to another, so many to a row: sums, means, of the backlog the most; percentiles are means
+    weighted by the replies. A row of which there is no minute is missing."""
+    return await db.all(
+        """SELECT (minute - ?) / ? AS number, sum(updates) AS updates, sum(messages) AS messages,
+                  sum(replies) AS replies, sum(errors) AS errors,
+                  1.0 * sum(p50_ms * replies) / sum(replies) FILTER (WHERE p50_ms > 0) AS p50_ms,
+                  1.0 * sum(p95_ms * replies) / sum(replies) FILTER (WHERE p95_ms > 0) AS p95_ms,
+                  sum(llm_calls) AS llm_calls, sum(llm_errors) AS llm_errors, sum(micro_usd) AS micro_usd,
+                  sum(cache_hits) AS cache_hits, sum(cache_misses) AS cache_misses, avg(rss_kb) AS rss_kb,
+                  max(backlog) AS backlog
+           FROM minutes WHERE minute >= ? AND minute < ? GROUP BY number ORDER BY number""",
+        start, step, start, end,
+    )  # fmt: skip
+
+
+# -- actions
+
+
+async def figures(app: App) -> Figures:
+    """How the bot fares now; one query."""
+    now, new = app.clock.now(), uncounted(app)
+    here = datetime.fromtimestamp(now, app.settings.timezone)
+    midnight = datetime.combine(here.date(), datetime.min.time(), app.settings.timezone)
+    totals = await load_totals(app.db.reader, int(midnight.timestamp()) // 60)
+    counted = counted_now(app)
+    return Figures(
+        uptime_s=max(0.0, now - app.started_at),
+        chats=totals["chats"],
+        users=totals["users"],
+        stored=totals["stored"],
+        messages_today=totals["messages_today"] + new["messages"],
+        replies_today=totals["replies_today"] + new["replies"],
+        updates=counted["updates"],
+        messages=counted["messages"],
+        replies=counted["replies"],
+        errors=counted["errors"],
+        p50_s=percentile(app.latencies, 0.5),
+        p95_s=percentile(app.latencies, 0.95),
+        outcomes=llm_outcomes(app),
+        llm_calls=counted["llm_calls"],
+        llm_errors=counted["llm_errors"],
+        micro_usd=counted["micro_usd"],
+        spent_today=spent_today(app),
+        budget=round(app.settings.daily_budget_usd * 1e6),
+        breakers=breaker_states(app),
+        caches=cache_figures(app),
+        db_bytes=database_bytes(app.db.path),
+        rss_bytes=rss_bytes(),
+        backlog=app.backlog(),
+    )
+
+
+def breaker_states(app: App) -> dict[tuple[str, str], str]:
+    """Of what there are models for."""
+    models = {provider.name: provider.models for provider in app.llm.providers}
+    return {
+        (name, capability): breaker.state
+        for (name, capability), breaker in app.llm.breakers.items()
+        if models[name].get(capability)
+    }
+
+
+async def note_minute(app: App, minute: int) -> None:
+    """Write what happened since the last row as the row of a minute, or add it to that row."""
+    counted, new = counted_now(app), uncounted(app)
+    answers = list(app.latencies)[-new["replies"] :] if new["replies"] else []
+    p50, p95 = (None if p is None else round(p * 1000) for p in (percentile(answers, 0.5), percentile(answers, 0.95)))
+    row = (minute, new["updates"], new["messages"], new["replies"], new["errors"], p50, p95, new["llm_calls"],
+           new["llm_errors"], new["micro_usd"], new["cache_hits"], new["cache_misses"], rss_bytes() // 1024,
+           app.backlog())  # fmt: skip
+    before, app.minute_marks = (
+        app.minute_marks,
+        counted,
+    )  # at once: cancelled in the next line it is written all the same
+    try:
+        await app.db.write({PUT_MINUTE: [row]})
+    except sqlite3.Error:
+        app.minute_marks = before
+        raise
+
+
+@loop("minutes")
+async def minutes_loop(app: App) -> None:
+    """A row for each full minute; what could not be written is in the next one."""
+    app.minute_marks = Counter()
+    while True:
+        await app.clock.sleep(60 - app.clock.now() % 60)
+        try:
+            await note_minute(app, int(app.clock.now() + 1) // 60 - 1)  # a timer may end a moment too early
+        except sqlite3.Error as error:
+            log.warning("minute not written: %s", error)
+
+
+async def last_minute(app: App) -> None:
+    """At the end, the minute that is not full; nothing where minutes were not kept, as in the console."""
+    if app.minute_marks is not None:
+        with contextlib.suppress(sqlite3.Error, ValueError):  # the database may be what ended the bot
+            await note_minute(app, int(app.clock.now()) // 60)
+
+
+@cleanup("minutes")
+async def minutes_clean(app: App) -> None:
+    """Also what a clock that was wrong wrote into the future."""
+    now = int(app.clock.now()) // 60
+    async with app.db.tx() as tx:
+        await tx.run("DELETE FROM minutes WHERE minute < ? OR minute > ?", now - MINUTES_KEPT, now + 1440)
+
+
+# -- handlers
+
+
+def size_words(app: App, lang: str, size: int) -> str:
+    if size < 100_000:
+        return app.texts(lang, "stats.kb", kb=f"{size / 1e3:.1f}")
+    return app.texts(lang, "stats.mb", mb=f"{size / 1e6:.1f}")
+
+
+def share_words(share: float | None) -> str:
+    return "–" if share is None else f"{share * 100:.1f} %"
+
+
+def seconds_words(app: App, lang: str, seconds: float) -> str:
+    return app.texts(lang, "stats.s", s=f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}")
+
+
+def dollars(micro_usd: int) -> str:
+    """Cents, and below a dollar as much finer as there is something to see."""
+    fine = f"{micro_usd / 1e6:.{2 if micro_usd >= 1_000_000 else 4}f}"
+    return f"{fine.removesuffix('00') if len(fine.partition('.')[2]) > 2 else fine} $"
+
+
+def stats_text(app: App, lang: str, now: Figures) -> str:
+    t, size = functools.partial(app.texts, lang), functools.partial(size_words, app, lang)
+    sick = [f"{name} {capability}: {t(f'stats.breaker.{state}')}"
+            for (name, capability), state in now.breakers.items() if state != "closed"]  # fmt: skip
+    took = None if now.p50_s is None or now.p95_s is None else (now.p50_s, now.p95_s)
+    entries_held = sum(cache.memory_size for cache in now.caches)
+    return "\n".join(
+        (
+            t("stats.head", uptime=app.texts.span(lang, now.uptime_s), version=VERSION),
+            "",
+            t("stats.people", chats=now.chats, users=now.users, stored=now.stored),
+            t("stats.today", messages=now.messages_today, replies=now.replies_today),
+            t("stats.took", p50=seconds_words(app, lang, took[0]), p95=seconds_words(app, lang, took[1]))
+            if took else t("stats.no_answers"),
+            t("stats.llm", calls=now.llm_calls, errors=now.llm_errors),
+            t("stats.breakers", states=", ".join(sick)) if sick else t("stats.breakers_well"),
+            t("stats.spent_of", spent=dollars(now.spent_today), most=dollars(now.budget))
+            if now.budget else t("stats.spent", spent=dollars(now.spent_today)),
+            "",
+            t("stats.caches", rate=share_words(now.hit_rate), entries=entries_held),
+            t("stats.memory", database=size(now.db_bytes), memory=size(now.rss_bytes)),
+            t("stats.backlog", backlog=now.backlog),
+            t("stats.errors", errors=now.errors),
+        )
+    )  # fmt: skip
+
+
+@command("stats", ("private",), owner=True)
+async def on_stats(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "stats")
+
+
+@owner_panel("stats", entry=10)
+async def stats_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """How the bot fares, in words."""
+    t = functools.partial(app.texts, who.lang)
+    rows = [[go(t("stats.button.refresh"), owner, "stats"), go(t("stats.button.caches"), owner, "caches")]]
+    return Panel(stats_text(app, who.lang, await figures(app)), rows, back=("admin", ""))
+
+
+@owner_panel("caches")
+async def caches_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """Each cache that was asked for something."""
+    t = functools.partial(app.texts, who.lang)
+    lines = [
+        t("stats.cache", name=cache.name, rate=share_words(cache.hit_rate), size=cache.memory_size,
+          memory=size_words(app, who.lang, cache.memory_bytes), evictions=cache.evictions)
+        for cache in cache_figures(app) if cache.hit_rate is not None
+    ]  # fmt: skip
+    text = "\n".join([t("stats.caches_head"), "", *lines]) if lines else t("stats.caches_none")
+    return Panel(text, [[go(t("stats.button.refresh"), owner, "caches")]], back=("stats", ""))
+
 
 # == Owner ============================================================================================================
 # What only owners may do: who may use the bot, messages to all chats, errors, costs.
@@ -11793,12 +12198,6 @@ def split_page(rows: Sequence[Peer], first: int, *, back: bool) -> tuple[Sequenc
 def digits(n: int) -> str:
     """12 345, with spaces that do not break."""
     return f"{n:,}".replace(",", "\u202f")
-
-
-def dollars(micro_usd: int) -> str:
-    """Cents, and below a dollar as much finer as there is something to see."""
-    fine = f"{micro_usd / 1e6:.{2 if micro_usd >= 1_000_000 else 4}f}"
-    return f"{fine.removesuffix('00') if len(fine.partition('.')[2]) > 2 else fine} $"
 
 
 def title(words: str) -> str:
@@ -12883,10 +13282,767 @@ async def on_membership(app: App, who: Who, event: Mapping[str, Any]) -> None:
     await tell(app, who, text)
 
 
+# == Page =============================================================================================================
+# The web page: what its charts show, its HTML, style and script. It needs nothing from elsewhere, and no cookie but
+# its own; the script draws the charts as SVG from /stats.json.
+
+# -- rules
+
+
+class ChartSpec(NamedTuple):
+    """A chart: its lines or bars by their names in COLUMNS, digits after the point, where its axis ends if that is
+    fixed; `counted`: the values are of one point, not of a moment; `unit`: they have one."""
+
+    name: str
+    series: tuple[str, ...]
+    digits: int = 0
+    bars: bool = False
+    top: float | None = None
+    counted: bool = False
+    unit: bool = True
+
+
+CHARTS = (
+    ChartSpec("took", ("p50", "p95"), 2),
+    ChartSpec("activity", ("messages", "replies"), counted=True, unit=False),
+    ChartSpec("errors", ("errors", "llm_errors"), bars=True, counted=True, unit=False),
+    ChartSpec("cost", ("cost",), 4, bars=True, counted=True),
+    ChartSpec("hits", ("hits",), 1, top=100.0),
+    ChartSpec("memory", ("memory",), 1),
+)
+TILES = ("uptime", "people", "today", "took", "errors", "hits", "spent", "memory", "database", "backlog")
+CACHE_COLUMNS = ("name", "rate", "hits", "misses", "size", "memory", "evictions")
+
+
+def share_of(part: float, rest: float) -> float | None:
+    """In hundredths; None of nothing."""
+    return 100 * part / (part + rest) if part + rest else None
+
+
+# what a chart shows of a row of load_minutes
+COLUMNS: dict[str, Callable[[sqlite3.Row], float | None]] = {
+    "p50": lambda row: None if row["p50_ms"] is None else row["p50_ms"] / 1000,
+    "p95": lambda row: None if row["p95_ms"] is None else row["p95_ms"] / 1000,
+    "messages": lambda row: row["messages"],
+    "replies": lambda row: row["replies"],
+    "errors": lambda row: row["errors"],
+    "llm_errors": lambda row: row["llm_errors"],
+    "cost": lambda row: row["micro_usd"] / 1e6,
+    "hits": lambda row: share_of(row["cache_hits"], row["cache_misses"]),
+    "memory": lambda row: row["rss_kb"] * 1024 / 1e6,
+}
+
+
+def columns_of(rows: Iterable[sqlite3.Row], points: int) -> dict[str, list[float | None]]:
+    """What the charts show, point by point; None where the bot was down, or there is nothing to say."""
+    columns: dict[str, list[float | None]] = {name: [None] * points for name in ("up", *COLUMNS)}
+    for row in rows:
+        columns["up"][row["number"]] = 1
+        for name, value in COLUMNS.items():
+            number = value(row)
+            columns[name][row["number"]] = None if number is None else round(number, 6)
+    return columns
+
+
+def tile_values(app: App, lang: str, now: Figures) -> dict[str, str]:
+    """What stands on the tiles."""
+    size = functools.partial(size_words, app, lang)
+    took = "–"
+    if now.p50_s is not None and now.p95_s is not None:
+        took = f"{now.p50_s:.2f} / {seconds_words(app, lang, now.p95_s)}"
+    budget = f" / {dollars(now.budget)}" if now.budget else ""
+    return {
+        "uptime": app.texts.span(lang, now.uptime_s),
+        "people": f"{now.chats} / {now.users}",
+        "today": f"{now.messages_today} / {now.replies_today}",
+        "took": took,
+        "errors": f"{now.errors} / {now.llm_errors}",
+        "hits": share_words(now.hit_rate),
+        "spent": f"{dollars(now.spent_today)}{budget}",
+        "memory": size(now.rss_bytes),
+        "database": size(now.db_bytes),
+        "backlog": str(now.backlog),
+    }
+
+
+def cache_rows(app: App, lang: str, caches: Iterable[CacheFigures]) -> list[list[str]]:
+    return [
+        [cache.name, share_words(cache.hit_rate), str(cache.memory_hits + cache.disk_hits), str(cache.misses),
+         str(cache.memory_size), size_words(app, lang, cache.memory_bytes), str(cache.evictions)]
+        for cache in caches
+    ]  # fmt: skip
+
+
+def breaker_words(app: App, lang: str, now: Figures) -> str:
+    """The breakers that are not closed."""
+    return ", ".join(
+        f"{name} {capability}: {app.texts(lang, f'stats.breaker.{state}')}"
+        for (name, capability), state in now.breakers.items()
+        if state != "closed"
+    )
+
+
+def page_texts(app: App, lang: str) -> dict[str, Any]:
+    """What the script needs to know before it asks for figures."""
+    t = functools.partial(app.texts, lang)
+    charts = [
+        {"name": spec.name, "title": t(f"web.chart.{spec.name}"),
+         "unit": t(f"web.unit.{spec.name}") if spec.unit else "",
+         "series": [[name, t(f"web.series.{name}")] for name in spec.series], "digits": spec.digits,
+         "bars": spec.bars, "top": spec.top, "counted": spec.counted}
+        for spec in CHARTS
+    ]  # fmt: skip
+    words = {name: t(f"web.{name}") for name in ("down", "empty", "lost", "updated", "no_data", "keys")}
+    return {"lang": lang, "charts": charts, "words": words}
+
+
+def fill(template: str, **values: str) -> str:
+    """A template with its @@names@@ replaced; the values are HTML already."""
+    return re.sub("@@([a-z]+)@@", lambda match: values[match[1]], template)
+
+
+def login_page(app: App, lang: str, nonce: str, note: str = "") -> str:
+    """`note`: why one has to try again."""
+    t, safe = functools.partial(app.texts, lang), html.escape
+    body = fill(
+        LOGIN,
+        head=safe(t("web.login.head")),
+        label=safe(t("web.login.label")),
+        hint=safe(t("web.login.hint")),
+        button=safe(t("web.login.button")),
+        note=f'<p class="note" role="alert">{safe(note)}</p>' if note else "",
+    )
+    return fill(SHELL, lang=lang, nonce=nonce, style=STYLE, body=body)
+
+
+def stats_page(app: App, lang: str, nonce: str) -> str:
+    t, safe = functools.partial(app.texts, lang), html.escape
+    ranges = "".join(
+        f'<button type="button" data-range="{name}" aria-pressed="false">{safe(t(f"web.range.{name}"))}</button>'
+        for name in RANGES
+    )
+    tiles = "".join(
+        f'<div class="tile"><dt>{safe(t(f"web.tile.{name}"))}</dt><dd id="tile-{name}">…</dd></div>' for name in TILES
+    )
+    heads = "".join(f'<th scope="col">{safe(t(f"web.cache.{name}"))}</th>' for name in CACHE_COLUMNS)
+    body = fill(
+        STATS,
+        setup=safe(json_dumps(page_texts(app, lang))),
+        logout=safe(t("web.logout")),
+        range=safe(t("web.range_label")),
+        ranges=ranges,
+        tiles=tiles,
+        now=safe(t("web.now")),
+        charts=safe(t("web.charts")),
+        caches=safe(t("web.caches")),
+        heads=heads,
+        noscript=safe(t("web.noscript")),
+        script=SCRIPT,
+        nonce=nonce,
+    )
+    return fill(SHELL, lang=lang, nonce=nonce, style=STYLE, body=body)
+
+
+# What the browser gets.
+# no-referrer would make browsers send `Origin: null` with our own forms; this sends it to ourselves alone
+SHELL = """<!doctype html>
+<html lang="@@lang@@">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="same-origin">
+<meta name="robots" content="noindex">
+<meta name="color-scheme" content="light dark">
+<title>Okun</title>
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cpath \
+d='M1 8c3-5 8-5 11-1l3-3v8l-3-3c-3 4-8 4-11-1z' fill='%232f7d5b'/%3E%3C/svg%3E">
+<style nonce="@@nonce@@">@@style@@</style>
+</head>
+<body>
+@@body@@
+</body>
+</html>
+"""
+
+LOGIN = """<main class="login">
+<h1>@@head@@</h1>
+<form method="post" action="/login">
+<label for="token">@@label@@</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required maxlength="256" autofocus \
+aria-describedby="hint">
+<p id="hint" class="hint">@@hint@@</p>
+@@note@@
+<button type="submit" class="main">@@button@@</button>
+</form>
+</main>"""
+
+STATS = """<header>
+<h1>Okun</h1>
+<p id="health" role="status"></p>
+<form method="post" action="/logout"><button type="submit">@@logout@@</button></form>
+</header>
+<main id="page" data-setup="@@setup@@">
+<noscript><p class="note">@@noscript@@</p></noscript>
+<section aria-labelledby="now"><h2 id="now">@@now@@</h2><dl class="tiles">@@tiles@@</dl></section>
+<section aria-labelledby="charts-head">
+<div class="bar"><h2 id="charts-head">@@charts@@</h2>
+<div class="ranges" role="group" aria-label="@@range@@">@@ranges@@</div></div>
+<p id="empty" class="note" hidden></p>
+<div id="charts"></div>
+</section>
+<section aria-labelledby="caches-head"><h2 id="caches-head">@@caches@@</h2>
+<div class="scroll" tabindex="0" role="region" aria-labelledby="caches-head"><table><thead><tr>@@heads@@</tr></thead>
+<tbody id="caches"></tbody></table></div></section>
+</main>
+<footer id="updated" role="status"></footer>
+<script nonce="@@nonce@@">@@script@@</script>"""
+
+STYLE = """
+:root { --page: #f3f5f4; --card: #fff; --ink: #17211d; --soft: #55635d; --line: #dde3e0; --down: #e9edeb;
+  --a: #1f6f9f; --b: #c05a12; --main: #1d6b4c; --on: #fff; --bad: #b3261e }
+@media (prefers-color-scheme: dark) { :root { --page: #101614; --card: #18211e; --ink: #e6ede9; --soft: #9db0a7;
+  --line: #2b3833; --down: #293732; --a: #6cb8e6; --b: #f0a45d; --main: #7fcfa9; --on: #0d1a14; --bad: #ff9a90 } }
+* { box-sizing: border-box }
+[hidden] { display: none !important }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.45 system-ui, "Segoe UI", Roboto, sans-serif }
+header, main, footer { max-width: 1240px; margin: 0 auto; padding: 0 16px }
+header { display: flex; align-items: center; gap: 12px; padding-top: 14px }
+h1 { font-size: 1.35rem; margin: 0 } h2 { font-size: 1rem; margin: 22px 0 10px } h3 { font-size: .95rem; margin: 0 }
+#health { margin: 0 auto 0 0; color: var(--soft); font-size: .9rem } #health.bad { color: var(--bad); font-weight: 600 }
+#health::before { content: "●"; margin-right: 6px; color: var(--main) } #health.bad::before { color: var(--bad) }
+#health:empty::before { content: "" }
+button { font: inherit; color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  padding: 6px 12px; min-height: 36px; cursor: pointer }
+button:hover { border-color: var(--soft) }
+button.main, .ranges [aria-pressed=true] { background: var(--main); border-color: var(--main); color: var(--on) }
+:focus-visible { outline: 2px solid var(--a); outline-offset: 2px }
+.bar { display: flex; flex-wrap: wrap; align-items: center; justify-content: space-between; gap: 8px;
+  margin: 22px 0 10px }
+.bar h2 { margin: 0 } .ranges { display: flex; gap: 6px; flex-wrap: wrap }
+.tiles { display: grid; gap: 10px; margin: 0; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)) }
+.tile, figure, .scroll, .login form { background: var(--card); border: 1px solid var(--line); border-radius: 12px }
+.tile { padding: 10px 12px } dt { color: var(--soft); font-size: .8rem } dd { margin: 2px 0 0; font-size: 1.15rem;
+  font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+#charts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)) }
+figure { margin: 0; padding: 12px 12px 8px; position: relative; min-width: 0 }
+figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 12px; margin-bottom: 6px }
+.unit { color: var(--soft); font-weight: 400; font-size: .85rem }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: .82rem; color: var(--soft); margin: 0; padding: 0;
+  list-style: none }
+.legend i { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 5px;
+  vertical-align: middle; background: var(--a) }
+.legend .b i { background: var(--b) } .legend .down i { background: var(--down); height: 12px;
+  border: 1px solid var(--line) }
+svg { display: block; width: 100%; height: 200px; border-radius: 4px; touch-action: pan-y }
+svg text { fill: var(--soft); font: 12px system-ui, sans-serif; font-variant-numeric: tabular-nums }
+.grid { stroke: var(--line) } .gap { fill: var(--down) } .guide { stroke: var(--soft); stroke-dasharray: 3 3 }
+.a { stroke: var(--a); fill: none } .b { stroke: var(--b); fill: none }
+path.a { stroke-width: 2 } path.b { stroke-width: 1.5 } path {  stroke-linejoin: round; stroke-linecap: round }
+path.area { stroke: none;
+  fill: var(--a); opacity: .12 }
+circle.a, rect.a { fill: var(--a); stroke: none } circle.b, rect.b { fill: var(--b); stroke: none }
+.tip { position: absolute; pointer-events: none; background: var(--ink); color: var(--page);
+  border-radius: 8px; padding: 5px 9px; font-size: .82rem; line-height: 1.35; white-space: nowrap;
+  font-variant-numeric: tabular-nums; z-index: 1 }
+.tip b { display: block; font-weight: 600 }
+.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: .88rem;
+  font-variant-numeric: tabular-nums }
+th, td { padding: 6px 12px; text-align: right; white-space: nowrap } th:first-child, td:first-child { text-align: left }
+th { color: var(--soft); font-weight: 500 } tbody tr { border-top: 1px solid var(--line) }
+footer { color: var(--soft); font-size: .85rem; padding-top: 12px; padding-bottom: 28px }
+footer.bad { color: var(--bad) }
+.note { background: var(--down); border-radius: 8px; padding: 10px 12px; margin: 0 0 12px }
+.login { max-width: 400px; padding-top: 12vh } .login h1 { margin-bottom: 14px }
+.login form { padding: 18px } .login label { display: block; font-weight: 600; margin-bottom: 6px }
+.login input { font: inherit; width: 100%; padding: 9px 10px; border-radius: 8px; border: 1px solid var(--soft);
+  background: var(--page); color: var(--ink) }
+.login button { width: 100%; min-height: 42px } .hint { color: var(--soft); font-size: .85rem; margin: 6px 0 14px }
+.login .note { color: var(--bad) }
+@media (max-width: 480px) { header, main, footer { padding-left: 12px; padding-right: 12px }
+  .tiles { grid-template-columns: 1fr 1fr } dd { font-size: 1.02rem }
+  .ranges { width: 100%; gap: 4px } .ranges button { flex: auto; padding: 6px 4px; font-size: .88rem } }
+@media (prefers-reduced-motion: no-preference) { button { transition: border-color .15s } }
+"""
+
+SCRIPT = r"""
+'use strict';
+const page = document.getElementById('page'), setup = JSON.parse(page.dataset.setup), words = setup.words;
+const byId = id => document.getElementById(id), EVERY_MS = 5000, HEIGHT = 200, RIGHT = 8, TOP = 10, LOW = 24;
+const ranges = [...document.querySelectorAll('[data-range]')];
+let range = ranges.some(b => '#' + b.dataset.range === location.hash) ? location.hash.slice(1) : '24h';
+let latest = null, timer = 0, asked = 0;
+
+const number = (value, digits) => value.toLocaleString(setup.lang, { maximumFractionDigits: digits });
+const clock = time => time.toLocaleTimeString(setup.lang, { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' });
+const exact = seconds => new Date(seconds * 1000).toLocaleTimeString(setup.lang, { hourCycle: 'h23' });
+const day = time => time.toLocaleDateString(setup.lang, { day: 'numeric', month: 'short' });
+
+function make(name, attributes, text) {
+  const svg = ['svg', 'g', 'path', 'rect', 'line', 'circle', 'text', 'title', 'desc'].includes(name);
+  const node = svg ? document.createElementNS('http://www.w3.org/2000/svg', name) : document.createElement(name);
+  for (const key in attributes || {}) node.setAttribute(key, attributes[key]);
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+function ticks(most, digits) {  // round numbers from 0 to above the most, four or five of them
+  const raw = (most || 1) / 4, power = 10 ** Math.floor(Math.log10(raw));
+  let step = [1, 2, 2.5, 5, 10].map(k => k * power).find(s => s >= raw * .999);
+  if (!digits) step = Math.max(1, Math.ceil(step));
+  const list = [0];
+  while (list[list.length - 1] < most - step / 1e6 || list.length < 2) list.push(list.length * step);
+  return list;
+}
+
+function times(start, end, width) {  // moments for labels, aligned to the reader's days
+  const fits = minutes => (end - start) / 60 / minutes <= width / 66;
+  const step = [10, 15, 30, 60, 120, 180, 240, 360, 720, 1440, 2880, 5760].find(fits) || 10080;
+  const time = new Date(start * 1000), list = [];
+  time.setHours(0, 0, 0, 0);
+  for (; time / 1000 <= end; time.setMinutes(time.getMinutes() + step)) {
+    if (time / 1000 >= start) list.push(new Date(time));
+  }
+  return list;
+}
+
+class Chart {
+  constructor(spec) {
+    this.spec = spec; this.at = null;
+    const id = 'chart-' + spec.name;
+    this.figure = make('figure', { id });
+    const caption = make('figcaption'), head = make('h3', {}, spec.title);
+    this.unit = make('span', { class: 'unit' });
+    head.append(' ', this.unit);
+    this.legend = make('ul', { class: 'legend' });
+    caption.append(head, this.legend);
+    this.svg = make('svg', { tabindex: 0, role: 'img', 'aria-labelledby': id + '-t ' + id + '-d' });
+    this.title = make('title', { id: id + '-t' }, spec.title);
+    this.desc = make('desc', { id: id + '-d' });
+    this.tip = make('div', { class: 'tip', 'aria-live': 'polite', hidden: '' });
+    this.figure.append(caption, this.svg, this.tip);
+    this.svg.addEventListener('pointermove', event => this.point(event));
+    this.svg.addEventListener('pointerdown', event => this.point(event));
+    this.svg.addEventListener('pointerleave', () => this.choose(null));
+    this.svg.addEventListener('blur', () => this.choose(null));
+    this.svg.addEventListener('keydown', event => this.key(event));
+    new ResizeObserver(() => this.draw()).observe(this.figure);
+  }
+
+  show(data) {
+    const { spec } = this, last = values => values.filter(v => v !== null).pop();
+    this.data = data;
+    this.unit.textContent = spec.unit + (spec.counted ? (spec.unit && ', ') + data.per : '');
+    const keys = spec.series.length > 1 ? spec.series.map(([, label], n) => this.legendKey('ab'[n], label)) : [];
+    if (data.columns.up.includes(null)) keys.push(this.legendKey('down', words.down));
+    this.legend.replaceChildren(...keys);
+    const facts = spec.series.map(([name, label]) => {
+      const value = last(data.columns[name]), unit = spec.unit && ' ' + spec.unit;
+      return label + ': ' + (value === undefined ? words.no_data : number(value, spec.digits) + unit);
+    });
+    this.desc.textContent = facts.join('; ') + '. ' + words.keys;
+    if (this.at !== null && this.at >= data.columns.up.length) this.at = null;
+    this.draw();
+  }
+
+  legendKey(kind, label) {
+    const item = make('li', { class: kind });
+    item.append(make('i'), label);
+    return item;
+  }
+
+  draw() {
+    if (!this.data) return;
+    const { spec, data, svg } = this, { columns, start, step } = data, width = svg.clientWidth;
+    if (!width) return;
+    const points = columns.up.length, end = start + points * step, floor = HEIGHT - LOW;
+    const all = spec.series.map(([name]) => columns[name]);
+    const heights = columns.up.map((_, n) => {
+      const here = all.map(values => values[n] || 0);
+      return spec.bars ? here.reduce((sum, value) => sum + value) : Math.max(...here);
+    });
+    const marks = spec.top ? [0, 25, 50, 75, 100] : ticks(Math.max(...heights), spec.digits);
+    const most = marks[marks.length - 1], part = marks[1] % 1;
+    const digits = part ? Math.min(6, Math.ceil(-Math.log10(part)) + 1) : 0;
+    const left = this.left = 14 + 7 * Math.max(...marks.map(mark => number(mark, digits).length));
+    const inner = width - left - RIGHT;
+    this.x = n => left + inner * (n + .5) / points;
+    const y = value => floor - (floor - TOP) * value / most, slot = inner / points;
+    svg.setAttribute('viewBox', `0 0 ${width} ${HEIGHT}`);
+    const drawn = [this.title, this.desc];
+    for (let n = 0; n < points; n++) {
+      if (columns.up[n] !== null) continue;
+      let to = n;
+      while (to + 1 < points && columns.up[to + 1] === null) to++;
+      const width = slot * (to - n + 1);
+      drawn.push(make('rect', { class: 'gap', x: left + slot * n, y: TOP, width, height: floor - TOP }));
+      n = to;
+    }
+    for (const mark of marks) {
+      drawn.push(make('line', { class: 'grid', x1: left, x2: width - RIGHT, y1: y(mark), y2: y(mark) }));
+      drawn.push(make('text', { x: left - 6, y: y(mark) + 4, 'text-anchor': 'end' }, number(mark, digits)));
+    }
+    for (const time of times(start, end, inner)) {
+      const x = left + inner * (time / 1000 - start) / (end - start);
+      const anchor = x < left + 18 ? 'start' : x > width - 22 ? 'end' : 'middle';
+      drawn.push(make('line', { class: 'grid', x1: x, x2: x, y1: floor, y2: floor + 4 }));
+      const label = time.getHours() + time.getMinutes() ? clock(time) : day(time);
+      drawn.push(make('text', { x, y: HEIGHT - 6, 'text-anchor': anchor }, label));
+    }
+    const stacked = Array(points).fill(0);
+    for (const [n, values] of all.entries()) {
+      const kind = 'ab'[n];
+      drawn.push(...(spec.bars ? this.bars(values, kind, stacked, y, slot) : this.line(values, kind, y, floor)));
+    }
+    this.y = y; this.floor = floor; this.drawn = drawn; this.width = width;
+    this.choose(this.at);
+  }
+
+  bars(values, kind, stacked, y, slot) {
+    const wide = Math.max(1, slot * .8);
+    return values.flatMap((value, n) => {
+      if (!value) return [];
+      const from = stacked[n];
+      stacked[n] += value;
+      const height = Math.max(1, y(from) - y(stacked[n]));
+      return [make('rect', { class: kind, x: this.x(n) - wide / 2, width: wide, y: y(from) - height, height })];
+    });
+  }
+
+  line(values, kind, y, floor) {  // broken where the bot was down; a point that stands alone is a dot
+    const up = this.data.columns.up, nodes = [], runs = [[]];
+    values.forEach((value, n) => {
+      if (up[n] === null) runs.push([]);
+      else if (value !== null) runs[runs.length - 1].push([this.x(n).toFixed(1), y(value).toFixed(1), n]);
+    });
+    for (const run of runs.filter(run => run.length)) {
+      const path = run.map(([x, at]) => x + ' ' + at).join('L');
+      if (this.spec.series.length === 1) {
+        const area = `M${run[0][0]} ${floor}L${path}L${run[run.length - 1][0]} ${floor}Z`;
+        nodes.push(make('path', { class: 'area', d: area }));
+      }
+      nodes.push(make('path', { class: kind, d: 'M' + path }));
+      const alone = run.filter(([, , n]) => (values[n - 1] ?? null) === null && (values[n + 1] ?? null) === null);
+      nodes.push(...alone.map(([cx, cy]) => make('circle', { class: kind, cx, cy, r: 2.5 })));
+    }
+    return nodes;
+  }
+
+  point(event) {
+    const box = this.svg.getBoundingClientRect(), points = this.data ? this.data.columns.up.length : 0;
+    const n = Math.floor((event.clientX - box.left - this.left) / (box.width - this.left - RIGHT) * points);
+    this.choose(n >= 0 && n < points ? n : null);
+  }
+
+  key(event) {
+    const points = this.data ? this.data.columns.up.length : 0, from = this.at === null ? points : this.at;
+    const to = { ArrowLeft: from - 1, ArrowRight: from + 1, Home: 0, End: points - 1 }[event.key];
+    if (event.key === 'Escape') this.choose(null);
+    if (to === undefined) return;
+    event.preventDefault();
+    this.choose(Math.min(points - 1, Math.max(0, to)));
+  }
+
+  choose(n) {
+    this.at = n;
+    if (!this.drawn) return;
+    const nodes = [...this.drawn];
+    this.tip.hidden = n === null;
+    if (n !== null) {
+      const { spec, data } = this, from = new Date((data.start + n * data.step) * 1000), x = this.x(n);
+      const to = new Date((data.start + (n + 1) * data.step) * 1000);
+      nodes.push(make('line', { class: 'guide', x1: x, x2: x, y1: TOP, y2: this.floor }));
+      const lines = spec.series.map(([name, label], k) => {
+        const value = data.columns[name][n];
+        const dot = { class: 'ab'[k], cx: x, cy: value === null ? 0 : this.y(value), r: 4 };
+        if (value !== null && !spec.bars) nodes.push(make('circle', dot));
+        const said = value === null ? words.no_data : number(value, spec.digits) + (spec.unit && ' ' + spec.unit);
+        return make('span', {}, (spec.series.length > 1 ? label + ': ' : '') + said);
+      });
+      const up = data.columns.up[n] !== null;
+      const parts = up ? lines.flatMap(line => [line, make('br')]).slice(0, -1) : [make('span', {}, words.down)];
+      this.tip.replaceChildren(make('b', {}, `${day(from)}, ${clock(from)}–${clock(to)}`), ...parts);
+      const box = this.svg.getBoundingClientRect(), outer = this.figure.getBoundingClientRect();
+      const wide = this.tip.offsetWidth, at = box.left - outer.left + x;
+      this.tip.style.top = box.top - outer.top + 'px';
+      const left = at + 12 + wide > this.figure.clientWidth - 4 ? at - wide - 12 : at + 12;
+      this.tip.style.left = Math.max(4, left) + 'px';
+    }
+    this.svg.replaceChildren(...nodes);
+  }
+}
+
+const charts = setup.charts.map(spec => new Chart(spec));
+byId('charts').append(...charts.map(chart => chart.figure));
+
+function show(data) {
+  latest = data;
+  for (const name in data.tiles) byId('tile-' + name).textContent = data.tiles[name];
+  byId('health').textContent = data.health;
+  byId('health').classList.toggle('bad', !data.ok);
+  const empty = !data.columns.up.some(up => up !== null);
+  byId('empty').textContent = words.empty;
+  byId('empty').hidden = !empty;
+  byId('charts').hidden = empty;
+  if (!empty) charts.forEach(chart => chart.show(data));
+  byId('caches').replaceChildren(...data.caches.map(row => {
+    const line = make('tr');
+    line.append(...row.map((cell, n) => n ? make('td', {}, cell) : make('td', { scope: 'row' }, cell)));
+    return line;
+  }));
+  byId('updated').textContent = words.updated + ' ' + exact(data.at);
+  byId('updated').classList.remove('bad');
+}
+
+async function refresh() {
+  clearTimeout(timer);
+  const mine = ++asked;
+  try {
+    const answer = await fetch('/stats.json?range=' + range, { cache: 'no-store', signal: AbortSignal.timeout(20000) });
+    if (answer.status === 401) return location.reload();
+    if (!answer.ok) throw new Error(answer.status);
+    const data = await answer.json();
+    if (mine === asked) show(data);
+  } catch (error) {
+    if (mine === asked) {
+      byId('updated').textContent = words.lost + (latest ? ' ' + exact(latest.at) : ' –');
+      byId('updated').classList.add('bad');
+    }
+  }
+  if (mine === asked && !document.hidden) timer = setTimeout(refresh, EVERY_MS);
+}
+
+function choose(name) {
+  range = name;
+  for (const button of ranges) button.setAttribute('aria-pressed', button.dataset.range === name);
+  history.replaceState(null, '', '#' + name);
+  refresh();
+}
+
+for (const button of ranges) button.addEventListener('click', () => choose(button.dataset.range));
+document.addEventListener('visibilitychange', () => document.hidden || refresh());
+choose(range);
+"""
+
+
 # == Web ==============================================================================================================
-# A small web server: the webhook, where one is set, and /healthz. Loaded only when it is needed.
+# A small web server: the webhook, where one is set, /healthz, and for who has WEB_TOKEN the page and the figures behind
+# it. Loaded only when it is needed.
+
+# -- rules
 
 MAX_WEBHOOK_BYTES = 2 * 1024 * 1024
+MAX_LOGIN_BYTES = 4096
+BODY_S, KEEP_ALIVE_S = 30.0, 75.0  # how long a client may take to send a body, and to begin
+MAX_CONNECTIONS = 200
+SICK_AFTER_S = 600.0  # an update that waits so long
+SESSION = "okun_session"
+SESSION_S = 30 * DAY_S
+FREE_TRIES, FREE_TRIES_ALL = 5, 50  # wrong tokens from one address, and from all, before it gets slow
+TRIES_S, FIRST_LOCK_S, LONGEST_LOCK_S = 900.0, 30.0, 900.0
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=(), interest-cohort=()",
+    "X-Robots-Tag": "noindex",
+}
+POLICY = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+
+
+class Locked(Exception):
+    """Too many wrong tokens were tried: nothing is looked at for `left_s` seconds."""
+
+    def __init__(self, left_s: float) -> None:
+        super().__init__(left_s)
+        self.left_s = left_s
+
+
+class Door:
+    """Who may see the page: WEB_TOKEN opens it, for browsers with a cookie that proves it was known.
+
+    The cookie is the time it ends and a seal of that made with the token: it outlives a restart, not a new token.
+    Wrong tokens make an address wait, twice as long each time; very many make all wait. Forwarded addresses are a
+    proxy's word: whoever makes them up meets the limit for all.
+    """
+
+    def __init__(self, token: str, clock: Clock) -> None:
+        self._token, self._clock = token, clock
+        self._wrong: Cache[str, tuple[int, float]] = Cache(2000, 2 * TRIES_S, clock.monotonic)
+        self._wrong_in_all: tuple[int, float] = 0, 0.0
+
+    def _seal(self, text: str) -> str:
+        key = hmac.digest(self._token.encode(), b"okun web session", "sha256")
+        return hmac.new(key, text.encode(), "sha256").hexdigest()
+
+    def session(self) -> str:
+        """A new cookie."""
+        ends = str(int(self._clock.now()) + SESSION_S)
+        return f"{ends}.{self._seal(ends)}"
+
+    def knows(self, cookie: str) -> bool:
+        ends, _, seal = cookie.partition(".")
+        if not hmac.compare_digest(seal.encode("utf-8", "surrogatepass"), self._seal(str(number_in(ends))).encode()):
+            return False
+        return 0 < number_in(ends) - self._clock.now() <= SESSION_S
+
+    def right(self, token: str, address: str) -> bool:
+        """Is it the token? In the same time whatever it is. Raises Locked."""
+        if (left := self._left(address)) > 0:
+            raise Locked(left)
+        given, ours = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in (token, self._token))
+        if hmac.compare_digest(given, ours):
+            self._wrong.forget(address)
+            return True
+        now = self._clock.monotonic()
+        self._wrong.put(address, (self._count(self._wrong.peek(address)) + 1, now))
+        self._wrong_in_all = self._count(self._wrong_in_all) + 1, now
+        log.warning("wrong token for the web page", extra={"count": self._wrong_in_all[0]})
+        return False
+
+    def _left(self, address: str) -> float:
+        """Seconds until this address may try again."""
+        mine = self._lock_left(self._wrong.peek(address), FREE_TRIES)
+        return max(mine, self._lock_left(self._wrong_in_all, FREE_TRIES_ALL))
+
+    def _count(self, wrong: tuple[int, float] | None) -> int:
+        """Those that still count: they are forgotten after 15 quiet minutes, behind the longest lock."""
+        count, last = wrong or (0, 0.0)
+        return count if self._clock.monotonic() - last < TRIES_S + lock_of(count - FREE_TRIES) else 0
+
+    def _lock_left(self, wrong: tuple[int, float] | None, free: int) -> float:
+        count = self._count(wrong)
+        return wrong[1] + lock_of(count - free) - self._clock.monotonic() if wrong and count else 0.0
+
+
+def lock_of(over: int) -> float:
+    """Seconds of waiting after so many wrong tokens too many; 0 below."""
+    return min(LONGEST_LOCK_S, FIRST_LOCK_S * 2.0 ** min(over, 20)) if over >= 0 else 0.0
+
+
+def is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def address_of(peer: str, forwarded: Sequence[str]) -> str:
+    """Whom a request counts for: who is connected to us, or whom a proxy on this machine says it is connected to, last
+    in the list. Of IPv6 the network: whoever has one address there has all of them."""
+    if is_loopback(peer) and forwarded:
+        with contextlib.suppress(ValueError):
+            peer = str(ipaddress.ip_address(forwarded[-1].rpartition(",")[2].strip()))
+    with contextlib.suppress(ValueError):
+        if (address := ipaddress.ip_address(peer)).version == 6:
+            return str(ipaddress.ip_network((address, 64), strict=False))
+    return peer
+
+
+def from_own_page(headers: Mapping[str, str]) -> bool:
+    """Was this form sent by a page of ours? Browsers say so in one of two headers, and pages cannot change them."""
+    if site := headers.get("Sec-Fetch-Site"):
+        return site == "same-origin"
+    origin = headers.get("Origin", "")
+    return bool(origin) and urlsplit(origin).netloc.lower() == headers.get("Host", "").lower()
+
+
+def asked_lang(header: str, default: str) -> str:
+    """Of our languages the one that Accept-Language likes best."""
+    likes: list[tuple[float, str]] = []
+    for part in header[:500].split(","):
+        name, _, weight = part.strip().partition(";q=")
+        lang = pick_lang(name, "")
+        with contextlib.suppress(ValueError):
+            likes.append((float(weight or 1) if lang else 0.0, lang))
+    best = max(likes, key=lambda like: like[0], default=(0.0, ""))
+    return best[1] if best[0] > 0 else default
+
+
+def cache_json(cache: CacheFigures) -> dict[str, Any]:
+    return {"hit_rate": cache.hit_rate, **{name: value for name, value in cache._asdict().items() if name != "name"}}
+
+
+def metrics_text(now: Figures, latencies: Latencies) -> bytes:
+    """In the Prometheus text format. Its package is imported by who asks for it first: 0.8 MB."""
+    from prometheus_client.exposition import generate_latest
+    from prometheus_client.registry import CollectorRegistry
+
+    class Now:
+        def collect(self) -> Iterator[Any]:
+            yield from metric_families(now, latencies)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Now())
+    return generate_latest(registry)
+
+
+SIMPLE_METRICS: dict[str, tuple[str, str, Callable[[Figures], float]]] = {
+    "okun_uptime_seconds": ("gauge", "Since the start.", lambda now: now.uptime_s),
+    "okun_updates": ("counter", "Updates taken.", lambda now: now.updates),
+    "okun_messages": ("counter", "Messages heard and stored.", lambda now: now.messages),
+    "okun_replies": ("counter", "Answers given.", lambda now: now.replies),
+    "okun_errors": ("counter", "Errors logged.", lambda now: now.errors),
+    "okun_llm_cost_dollars": ("counter", "What calls of models cost.", lambda now: now.micro_usd / 1e6),
+    "okun_llm_spent_today_dollars": ("gauge", "Spent since midnight.", lambda now: now.spent_today / 1e6),
+    "okun_llm_budget_dollars": ("gauge", "DAILY_BUDGET_USD; 0: no limit.", lambda now: now.budget / 1e6),
+    "okun_chats": ("gauge", "Chats that the bot is in.", lambda now: now.chats),
+    "okun_users": ("gauge", "Users known.", lambda now: now.users),
+    "okun_stored_messages": ("gauge", "Messages in the database.", lambda now: now.stored),
+    "okun_resident_memory_bytes": ("gauge", "Memory of the process.", lambda now: now.rss_bytes),
+    "okun_database_bytes": ("gauge", "The database and its log on the disk.", lambda now: now.db_bytes),
+    "okun_backlog": ("gauge", "Turns and updates at work or waiting.", lambda now: now.backlog),
+}
+# name -> (kind, help, labels, the samples of a cache: the values of further labels, and a number)
+CACHE_METRICS: dict[str, tuple[str, str, tuple[str, ...], Callable[[CacheFigures], list[tuple[str, ...]]]]] = {
+    "okun_cache_hits": ("counter", "Questions answered.", ("level",),
+                        lambda one: [("memory", str(one.memory_hits)), ("disk", str(one.disk_hits))]),
+    "okun_cache_misses": ("counter", "Questions not answered.", (), lambda one: [(str(one.misses),)]),
+    "okun_cache_evictions": ("counter", "Entries pushed out by others.", (), lambda one: [(str(one.evictions),)]),
+    "okun_cache_entries": ("gauge", "Entries in memory.", (), lambda one: [(str(one.memory_size),)]),
+    "okun_cache_bytes": ("gauge", "What they take; an estimate.", (), lambda one: [(str(one.memory_bytes),)]),
+}  # fmt: skip
+
+
+def metric_families(now: Figures, latencies: Latencies) -> Iterator[Any]:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    kinds: dict[str, Any] = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
+    for name, (kind, meaning, value) in SIMPLE_METRICS.items():
+        yield kinds[kind](name, meaning, value=value(now))
+    calls = CounterMetricFamily("okun_llm_calls", "Calls of models by how they ended.", labels=["outcome"])
+    for outcome, count in sorted(now.outcomes.items()):
+        calls.add_metric([outcome], count)
+    yield calls
+    breakers = GaugeMetricFamily("okun_breaker_state", "1 for the state it is in.", labels=[
+        "provider", "capability", "state"])  # fmt: skip
+    for key, state in now.breakers.items():
+        for one in ("closed", "open", "half-open"):
+            breakers.add_metric([*key, one], float(one == state))
+    yield breakers
+    for name, (kind, meaning, labels, samples) in CACHE_METRICS.items():
+        family = kinds[kind](name, meaning, labels=["cache", *labels])
+        for cache in now.caches:
+            for *more, number in samples(cache):
+                family.add_metric([cache.name, *more], float(number))
+        yield family
+    bounds = [*map(str, Latencies.BOUNDS), "+Inf"]
+    buckets = list(zip(bounds, itertools.accumulate(latencies.by_size), strict=True))
+    yield HistogramMetricFamily(
+        "okun_reply_seconds", "From the arrival of an update to its answer.", buckets=buckets,
+        sum_value=latencies.total_s,
+    )  # fmt: skip
+
+
+# -- handlers
 
 
 class Web:
@@ -12895,18 +14051,20 @@ class Web:
     def __init__(self, app: App, take: Callable[[list[Any]], Awaitable[None]], healthy: Callable[[], bool]) -> None:
         self._app, self._take, self._healthy = app, take, healthy
         self.secret = app.settings.webhook_secret or secrets.token_urlsafe(32)
+        self._door = Door(app.settings.web_token, app.clock)
 
     async def start(self) -> None:
         """Listen on WEB_HOST:WEB_PORT. Raises OSError where the port is taken."""
         from aiohttp import web  # a few megabytes that a bot without a web page can do without
 
-        server = web.Application(client_max_size=MAX_WEBHOOK_BYTES)
-        server.router.add_get("/healthz", self._on_health)
-        if self._app.settings.webhook_url:
-            server.router.add_post(urlsplit(self._app.settings.webhook_url).path or "/", self._on_webhook)
         self._web = web
-        self._runner = web.AppRunner(server, access_log=None)
+        server = web.Application(client_max_size=MAX_WEBHOOK_BYTES)
+        self._route(server.router)
+        # aiohttp would log requests that it cannot read, with what stands in them
+        mute = logging.Logger("mute", logging.CRITICAL + 1)
+        self._runner = web.AppRunner(server, access_log=None, logger=mute, keepalive_timeout=KEEP_ALIVE_S)
         await self._runner.setup()
+        self._harden(server)
         try:
             await web.TCPSite(self._runner, self._app.settings.web_host, self._app.settings.web_port).start()
         except OSError:
@@ -12916,20 +14074,205 @@ class Web:
     async def close(self) -> None:
         await self._runner.cleanup()
 
+    def _route(self, router: Any) -> None:
+        router.add_get("/healthz", self._safely(self._on_health))
+        if self._app.settings.webhook_url:
+            path = urlsplit(self._app.settings.webhook_url).path or "/"
+            router.add_post(path, self._safely(self._on_webhook))
+        if not self._app.settings.web_token:
+            return
+        router.add_get("/", self._safely(self._on_page))
+        router.add_post("/login", self._safely(self._on_login))
+        router.add_post("/logout", self._safely(self._on_logout))
+        for path, handler in (
+            ("/stats.json", self._on_stats),
+            ("/stats/cache", self._on_caches),
+            ("/metrics", self._on_metrics),
+        ):
+            router.add_get(path, self._safely(self._guarded(handler)))
+
+    def _safely(self, handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        """A handler whose failure is logged here: without a word of the request."""
+
+        async def handle(request: Any) -> Any:
+            try:
+                return await handler(request)
+            except (self._web.HTTPException, ConnectionError):
+                raise
+            except TimeoutError:
+                return self._plain(408)
+            except Exception:
+                log.exception("web request failed")
+                return self._plain(500)
+
+        return handle
+
+    def _guarded(self, handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        """A handler for who has the cookie or the token."""
+
+        async def handle(request: Any) -> Any:
+            try:
+                if self._known(request):
+                    return await handler(request)
+            except Locked as locked:
+                return self._plain(429, {"Retry-After": str(math.ceil(locked.left_s))})
+            return self._plain(401, {"WWW-Authenticate": 'Bearer realm="okun"'})
+
+        return handle
+
+    def _harden(self, server: Any) -> None:
+        """Headers on every answer, also on those to what is no HTTP; and only so many connections."""
+        plain_request, http = self._web.Request, self._runner.server
+        assert http is not None
+        accept = http.connection_made
+
+        class DressedRequest(plain_request):  # type: ignore[misc,valid-type]
+            async def _prepare_hook(self, response: Any) -> None:
+                await super()._prepare_hook(response)
+                for name, value in {**HEADERS, "Content-Security-Policy": POLICY}.items():
+                    response.headers.setdefault(name, value)
+                response.headers.pop("Server", None)
+
+        def connection_made(connection: Any, transport: Any) -> None:
+            accept(connection, transport)
+            if len(http.connections) > MAX_CONNECTIONS:
+                asyncio.get_running_loop().call_later(0, transport.abort)  # when it has begun, or it fails aloud
+
+        http.request_factory = functools.partial(server._make_request, _cls=DressedRequest)
+        http.connection_made = connection_made  # type: ignore[method-assign, assignment]
+
+    def _plain(self, status: int, headers: Mapping[str, str] | None = None) -> Any:
+        return self._web.Response(status=status, text=f"{status}\n", headers=headers)
+
+    def _page(self, make: Callable[..., str], lang: str, *more: str, status: int = 200) -> Any:
+        """A page with a policy that allows its own style and script and nothing else."""
+        nonce = secrets.token_urlsafe(16)
+        headers = {"Content-Security-Policy": PAGE_POLICY.format(nonce=nonce), "Vary": "Accept-Language, Cookie"}
+        text = make(self._app, lang, nonce, *more)
+        return self._web.Response(text=text, content_type="text/html", status=status, headers=headers)
+
+    def _lang(self, request: Any) -> str:
+        return asked_lang(request.headers.get("Accept-Language", ""), self._app.settings.language)
+
+    def _address(self, request: Any) -> str:
+        return address_of(request.remote or "", request.headers.getall("X-Forwarded-For", []))
+
+    def _known(self, request: Any) -> bool:
+        """Has the cookie, or the token? Raises Locked."""
+        kind, _, token = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            return self._door.right(token.strip(), self._address(request))
+        return self._door.knows(request.cookies.get(SESSION, ""))
+
+    async def _body(self, request: Any, most: int) -> bytes:
+        """What was sent. Raises TimeoutError for who takes his time, HTTPException where it is too much."""
+        if (request.content_length or 0) > most:
+            raise self._web.HTTPRequestEntityTooLarge(most, request.content_length)
+        async with asyncio.timeout(BODY_S):
+            body: bytes = await request.read()
+        if len(body) > most:
+            raise self._web.HTTPRequestEntityTooLarge(most, len(body))
+        return body
+
+    async def _on_page(self, request: Any) -> Any:
+        try:
+            known = self._known(request)
+        except Locked as locked:
+            return self._wait(request, locked)
+        return self._page(stats_page if known else login_page, self._lang(request))
+
+    def _wait(self, request: Any, locked: Locked) -> Any:
+        """The login page, with how long to wait."""
+        lang, seconds = self._lang(request), math.ceil(locked.left_s)
+        note = self._app.texts(lang, "web.login.wait", left=self._app.texts.span(lang, seconds, into=True))
+        answer = self._page(login_page, lang, note, status=429)
+        answer.headers["Retry-After"] = str(seconds)
+        return answer
+
+    async def _on_login(self, request: Any) -> Any:
+        if not from_own_page(request.headers):
+            return self._plain(403)
+        form = parse_qs((await self._body(request, MAX_LOGIN_BYTES)).decode("utf-8", "replace"), max_num_fields=10)
+        try:
+            right = self._door.right(form.get("token", [""])[0].strip(), self._address(request))
+        except Locked as locked:
+            return self._wait(request, locked)
+        lang = self._lang(request)
+        if not right:
+            return self._page(login_page, lang, self._app.texts(lang, "web.login.wrong"), status=403)
+        answer = self._web.Response(status=303, headers={"Location": "/"})
+        answer.set_cookie(SESSION, self._door.session(), max_age=SESSION_S, **self._cookie_options(request))
+        return answer
+
+    async def _on_logout(self, request: Any) -> Any:
+        if not from_own_page(request.headers):
+            return self._plain(403)
+        answer = self._web.Response(status=303, headers={"Location": "/"})
+        answer.del_cookie(SESSION, **self._cookie_options(request))
+        return answer
+
+    def _cookie_options(self, request: Any) -> dict[str, Any]:
+        behind_tls = is_loopback(request.remote or "") and request.headers.get("X-Forwarded-Proto") == "https"
+        return {"httponly": True, "samesite": "Strict", "secure": request.secure or behind_tls, "path": "/"}
+
+    async def _sick(self) -> list[str]:
+        """What is not well: polling, database, queue."""
+        sick = [] if self._healthy() else ["polling"]
+        if getattr(self._app.db, "sick", None) is not None or not await database_answers(self._app):
+            sick.append("database")
+        if getattr(self._app, "stuck", lambda: 0.0)() >= SICK_AFTER_S:
+            sick.append("queue")
+        return sick
+
     async def _on_health(self, request: Any) -> Any:
-        well = self._healthy()
-        return self._web.json_response({"ok": well}, status=200 if well else 503)
+        sick = await self._sick()
+        if sick:
+            return self._web.json_response({"ok": False, "sick": sick}, status=503)
+        return self._web.json_response({"ok": True})
+
+    async def _on_stats(self, request: Any) -> Any:
+        """What the page shows, in the reader's language; the figures behind it besides."""
+        app, lang, name = self._app, self._lang(request), request.query.get("range", "24h")
+        span, step = RANGES.get(name, RANGES["24h"])
+        end = int(app.clock.now()) // 60
+        rows = await load_minutes(app.db.reader, end - span, end, step)
+        now, sick = await figures(app), await self._sick()
+        trouble = [*(app.texts(lang, f"web.sick.{one}") for one in sick), breaker_words(app, lang, now)]
+        return self._web.json_response({
+            "at": app.clock.now(), "start": (end - span) * 60, "step": step * 60,
+            "per": app.texts(lang, "web.per", span=app.texts.span(lang, step * 60, into=True).removeprefix("1 ")),
+            "columns": columns_of(rows, span // step),
+            "ok": not sick, "health": ", ".join(filter(None, trouble)) or app.texts(lang, "web.well"),
+            "tiles": tile_values(app, lang, now), "caches": cache_rows(app, lang, now.caches),
+        })  # fmt: skip
+
+    async def _on_caches(self, request: Any) -> Any:
+        return self._web.json_response({cache.name: cache_json(cache) for cache in cache_figures(self._app)})
+
+    async def _on_metrics(self, request: Any) -> Any:
+        body = metrics_text(await figures(self._app), self._app.latencies)
+        return self._web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     async def _on_webhook(self, request: Any) -> Any:
         given = request.headers.get("X-Telegram-Bot-Api-Secret-Token", "")
         if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self.secret.encode()):
             return self._web.Response(status=401)
         try:
-            raw = json_loads(await request.read())
-        except ValueError:
+            raw = json_loads(await self._body(request, MAX_WEBHOOK_BYTES))
+        except (ValueError, RecursionError):
             return self._web.Response(status=400)
         await self._take([raw])
         return self._web.Response()
+
+
+async def database_answers(app: App) -> bool:
+    """Can it be read, within 2 seconds?"""
+    try:
+        async with asyncio.timeout(2):
+            await app.db.reader.one("SELECT 1")
+    except (sqlite3.Error, ValueError, TimeoutError):
+        return False
+    return True
 
 
 # == Console ==========================================================================================================
@@ -13631,6 +14974,7 @@ class Inbox:
             plans = [plan for raw in raws if (plan := self._store(raw, writes))]
             writes[PUT_META] = [(last_update_name(self._app.bot.id), f"{newest} {now}")]
             await self._app.db.write(writes)
+            self._app.counts["messages"] += len(writes.get(PUT_MESSAGE, ()))
         # one update that SQLite cannot hold (a number beyond 64 bits, say) must not stop the hundred it came with
         except BaseException as error:
             self._app.known.clear()  # what it says was not stored
@@ -13644,6 +14988,7 @@ class Inbox:
             await self._app.db.write({PUT_INBOX: [parked_row(raws[0], now)]})
             plans = []
         self._last_id, self._last_at = newest, now
+        self._app.counts["updates"] += len(raws)
         return plans
 
     async def _fresh(self, raws: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -14100,6 +15445,7 @@ async def running(app: App) -> AsyncIterator[Inbox]:
         app.gate.on_migrated = lambda old, new: chat_migrated(app, old, new)
         yield inbox
     finally:
+        await last_minute(app)
         await app.close()
 
 

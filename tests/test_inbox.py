@@ -652,7 +652,7 @@ async def test_only_the_hook_and_the_health_are_served(okun: Okun, hook: str) ->
                 assert answer.status == status
         okun.model.held = True
         async with session.get(f"{hook}/healthz") as answer:
-            assert (answer.status, await answer.json()) == (503, {"ok": False})
+            assert (answer.status, await answer.json()) == (503, {"ok": False, "sick": ["polling"]})
 
 
 async def test_a_taken_port_is_no_reason_to_end(okun: Okun, caplog: pytest.LogCaptureFixture) -> None:

@@ -38,6 +38,13 @@ def said(replies: list[Reply]) -> list[str]:
 # -- windows
 
 
+async def used(okun: Okun, user_id: int, name: str, day: str) -> int:
+    row = await okun.app.db.reader.one(
+        "SELECT used FROM quotas WHERE user_id = ? AND name = ? AND day = ?", user_id, name, day
+    )
+    return row["used"] if row else 0
+
+
 @pytest.fixture
 def clock() -> TestClock:
     return TestClock()
@@ -339,7 +346,7 @@ async def test_a_quota_outlives_a_restart_and_ends_with_the_day(okun: Okun, late
     assert [await quota(okun.app, 3) for _ in range(2)] == [True, True]
     await okun.restart()
     assert [await quota(okun.app, 3) for _ in range(3)] == [True, False, False]
-    assert await bot.quota_used(okun.app.db.reader, ANNA, "images", "2026-05-13") == 3
+    assert await used(okun, ANNA, "images", "2026-05-13") == 3
     assert await quota(okun.app, 3, BORYS) and await quota(okun.app, 3, name="speeches")
     await later(11.9 * 3600)
     assert not await quota(okun.app, 3)
@@ -354,8 +361,8 @@ async def test_of_the_last_of_a_quota_two_at_once_take_one(okun: Okun) -> None:
 
 async def test_no_limit_is_counted_all_the_same(okun: Okun) -> None:
     assert all([await quota(okun.app, 0) for _ in range(5)])
-    assert await bot.quota_used(okun.app.db.reader, ANNA, "images", "2026-05-13") == 5
-    assert await bot.quota_used(okun.app.db.reader, ANNA, "images", "2026-05-14") == 0
+    assert await used(okun, ANNA, "images", "2026-05-13") == 5
+    assert await used(okun, ANNA, "images", "2026-05-14") == 0
 
 
 async def test_a_quota_that_is_used_up_says_until_when_and_owners_have_none(okun: Okun) -> None:
