@@ -880,12 +880,12 @@ class ErrorLog(logging.Handler):
 
     def tell(self, names: Iterable[str]) -> None:
         """Owners know of these now."""
-        now = self._now()
+        now, names = self._now(), set(names)
         told = {**self.told, **dict.fromkeys(names, now)}
         kept = sorted(((at, name) for name, at in told.items() if at > now - TOLD_S), reverse=True)[:MOST_KINDS]
         self.told = {name: at for at, name in kept}
-        for kind in self.kinds.values():
-            kind.news = False
+        for name in names & self.kinds.keys():
+            self.kinds[name].news = False
 
 
 def error_kind(record: logging.LogRecord) -> str:
@@ -11325,9 +11325,8 @@ async def shop_to(app: App, user_id: int, lang: str) -> None:
     await open_panel(app, Who(user_id, 0, user_id, lang, private=True), "buy")
 
 
-async def promo_note(app: App, who: Who, promo: Promo) -> str:
-    have = amount_words(await balance_of(app, who.user_id))
-    return app.texts(who.lang, "promo.given", given=f"{promo.amount} {ICONS[promo.currency]}", have=have)
+def promo_note(app: App, lang: str, promo: Promo) -> str:
+    return app.texts(lang, "promo.given", given=f"{promo.amount} {ICONS[promo.currency]}")
 
 
 def promo_line(app: App, lang: str, promo: Promo) -> str:
@@ -11526,7 +11525,9 @@ async def on_promo(app: App, who: Who, args: str) -> None:
     if app.owner(who.user_id) and app.texts.means(word, "new"):
         await tell(app, who, promo_line(app, who.lang, await make_promo(app, rest)))
     elif args:
-        await tell(app, who, await promo_note(app, who, await use_promo(app, who.user_id, args)))
+        note = promo_note(app, who.lang, await use_promo(app, who.user_id, args))
+        have = amount_words(await balance_of(app, who.user_id))
+        await tell(app, who, f"{note} {app.texts(who.lang, 'balance.have', have=have)}")
     elif who.private:
         await put_form(app, who, Form("promo", {}))
         await open_panel(app, who, "promo")
@@ -11551,7 +11552,7 @@ async def enter_promo_act(app: App, who: Who, owner: int, arg: str) -> Done:
 async def take_promo_words(app: App, who: Who, made: Form, text: str) -> Done:
     note = made.data.get("done")  # given already, and only what comes after failed
     if note is None:
-        note = await promo_note(app, who, await use_promo(app, who.user_id, text))
+        note = promo_note(app, who.lang, await use_promo(app, who.user_id, text))
         await put_form(app, who, made._replace(data={**made.data, "done": note}))
     return Done(note, "balance")
 
@@ -12027,7 +12028,7 @@ def stats_text(app: App, lang: str, now: Figures) -> str:
             "",
             t("stats.caches", rate=share_words(now.hit_rate), entries=entries_held),
             t("stats.memory", database=size(now.db_bytes), memory=size(now.rss_bytes)),
-            t("stats.backlog", backlog=now.backlog),
+            t("stats.backlog", backlog=max(0, now.backlog - 1)),  # without the one that asks
             t("stats.errors", errors=now.errors),
         )
     )  # fmt: skip

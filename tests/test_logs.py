@@ -170,7 +170,7 @@ def test_a_secret_that_json_would_escape_never_appears(show: Any) -> None:
 
 def test_every_setting_that_is_masked_in_faults_is_cut_out_of_the_log() -> None:
     masked = {name for name in bot.SETTINGS if bot.mask(name, "x") != "x"}
-    given = {name: f"{SECRETS.get(name, name.lower())}" for name in masked}
+    given = {name: f"{SECRETS.get(name, 'a-longer-' + name.lower())}" for name in masked}
     found, faults = bot.read_settings(given, {})
     assert found is not None, faults
     assert sorted(bot.secrets_of(found)) == sorted(given.values())

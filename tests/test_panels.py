@@ -25,7 +25,8 @@ TABLES = ("SELECT id, user_id, version, link FROM personas", "SELECT * FROM pers
           "SELECT id, user_id, text FROM facts", "SELECT id, user_id, text FROM reminders",
           "SELECT chat_id, policy, lang, rich, voice, quiet_until, persona, persona_id, temper, temper_id FROM chats",
           "SELECT chat_id, user_id, kind, data FROM forms", "SELECT user_id, lang FROM users WHERE lang IS NOT NULL",
-          "SELECT count(*) FROM messages WHERE user_id IS NOT NULL")  # fmt: skip
+          "SELECT count(*) FROM messages WHERE user_id IS NOT NULL", "SELECT * FROM ledger", "SELECT * FROM payments",
+          "SELECT * FROM promos")  # fmt: skip
 
 
 def room_of(okun: Okun, lang: str, place: str) -> Room:
@@ -67,6 +68,9 @@ async def enrich(okun: Okun, room: Room, lang: str, talked: int = 12) -> None:
     for number in range(7):
         await room.say(f"/remember {number}: I keep {number} fish")
         await bot.set_reminder(okun.app, who, NOON + 86_400 + number, f"Feed fish {number}")
+        payment = bot.Payment(f"charge {number}", owner, "pack:coins100:1", 50, "coins", 100, int(NOON) + number)
+        await bot.take_payment(okun.app, payment)
+        await bot.begin_refund(okun.app, payment, 0)
     await bot.save_temper(okun.app, who, LONG_NAME, "Yawn 🐟 " * 60)
     traits: dict[str, Any] = dict.fromkeys(bot.TRAITS, "Ї" * 500)
     id_ = await bot.save_persona(okun.app, who, owner, None, bot.PersonaText(LONG_NAME, "🐟" * 2500, **traits))
@@ -245,7 +249,17 @@ async def test_a_form_goes_on_after_a_crash(okun: Okun, chat: Room) -> None:
 RUBBISH = ("", "0", "-1", "1.", ".1", "..", "1.1.1", "9" * 19, "9" * 20, "9" * 40, "1." + "9" * 30, "9" * 30 + ".0",
            "²", "٣", "1e9", "🐟", "__class__", "7d.🐟", "7d." + "x" * 40, "24h." + "9" * 40, "x" * 40, "' OR 1=1 --",
            "null", "here", "okun\n", "999999h", "%s", "{name}")  # fmt: skip
-WITHOUT_ARGS = ("export", "sum", "pnew", "tnew", "psave", "pdrop", "plink")  # they do the same whatever is there
+WITHOUT_ARGS = (
+    "export",
+    "sum",
+    "pnew",
+    "tnew",
+    "psave",
+    "pdrop",
+    "plink",
+    "enter",
+    "shop",
+)  # they do the same whatever is there
 
 
 @places
@@ -649,9 +663,9 @@ async def test_the_profile_says_how_it_is(okun: Okun, lang: str, later: Later) -
     assert any(line.startswith(okun.t("profile.tone", lang, tone="")[:5]) for line in lines)
     assert okun.t("profile.has", lang, facts=0, reminders=0, personas=0, most=10) in lines
     assert okun.t("profile.lang", lang, language=okun.t("lang.name", lang)) in lines
-    assert [okun.t(f"menu.to.{way}", lang) for way in ("memory", "reminders", "personas", "lang", "privacy")] == (
-        reply.buttons[:-1]
-    )
+    assert [
+        okun.t(f"menu.to.{way}", lang) for way in ("memory", "reminders", "personas", "lang", "balance", "privacy")
+    ] == (reply.buttons[:-1])
 
 
 async def test_the_profile_of_somebody_new_has_their_name(okun: Okun, group: Room) -> None:

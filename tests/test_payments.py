@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import ANNA, BORYS, NOON, OWNER, TEXTS, Okun, Reply, Room, settings
@@ -59,6 +59,11 @@ async def buy(chat: Room, pack_id: str = "coins100") -> bot.Payment:
 
 async def payments(okun: Okun) -> list[bot.Payment]:
     return [paid.payment for paid in await bot.payments_newest(okun.app.db.reader, 0, 100)]
+
+
+def given(okun: Okun, what: str, have: str, lang: str = "en") -> str:
+    """What it says to a code that works."""
+    return f"{okun.t('promo.given', lang, given=what)} {okun.t('balance.have', lang, have=have)}"
 
 
 def answers(okun: Okun) -> list[Json]:
@@ -163,7 +168,7 @@ async def test_an_anonymous_administrator_is_asked_to_come_as_a_person(okun: Oku
 
 def checkout(okun: Okun, **changes: Any) -> Json:
     okun.private("Anna")
-    query = {"id": f"q{changes}", "from": okun.person("Anna"), "currency": "XTR", "total_amount": 50,
+    query: Json = {"id": f"q{changes}", "from": okun.person("Anna"), "currency": "XTR", "total_amount": 50,
              "invoice_payload": "pack:coins100:1"} | changes  # fmt: skip
     okun.telegram.queries[query["id"]] = {"id": query["id"], "order": {}, "chat": ANNA, "from": query["from"]}
     return {"pre_checkout_query": query}
@@ -179,7 +184,7 @@ def checkout(okun: Okun, **changes: Any) -> Json:
 @langs
 async def test_what_is_not_sold_is_not_paid(okun: Okun, lang: str, changes: Json) -> None:
     okun.private("Anna")
-    await okun.feed({"update_id": 5000, **checkout(okun, **changes, **{"from": okun.person(PEOPLE[lang])})})
+    await okun.feed({"update_id": 5000, **checkout(okun, **(changes | {"from": okun.person(PEOPLE[lang])}))})
     [answer] = answers(okun)
     assert not answer["ok"] and answer["error_message"] == okun.t("buy.gone", lang)
     assert okun.rows("SELECT * FROM payments") == [] and okun.inbox_rows == []
@@ -408,7 +413,7 @@ async def test_two_owners_at_once_give_back_once(okun: Okun, chat: Room) -> None
     await buy(chat)  # something else to take from
     for room in rooms:
         await open_payment(room, payment)
-        await room.press(okun.t("payment.button.refund", room.okun.person(room.by)["language_code"]))
+        await room.press(okun.t("payment.button.refund", str(okun.person(room.by)["language_code"])))
     for room in rooms:
         lang = okun.person(room.by)["language_code"]
         okun.telegram.press(room.chat, okun.person(room.by), okun.t("payment.button.yes", lang, stars=50))
@@ -656,7 +661,7 @@ async def test_a_code_gives_what_it_is_for_once(okun: Okun, chat: Room, owner: R
     [made] = await owner.say("/promo new summer 50 100 30")
     assert made.text.startswith("SUMMER: 50 🪙") and "0 of 100" in made.text
     [told] = await chat.say("/promo  sUmmer ")
-    assert told.text == okun.t("promo.given", given="50 🪙", have="50 🪙")
+    assert told.text == given(okun, "50 🪙", "50 🪙")
     [told] = await chat.say("/promo SUMMER")
     assert told.text == okun.t("promo.used") and await have(okun) == 50
     assert okun.rows("SELECT used FROM promos") == [(1,)]
@@ -667,8 +672,8 @@ async def test_a_code_is_asked_for_in_private_and_taken_from_the_next_words(okun
     [asked] = await chat.say("/promo")
     assert asked.text == okun.t("promo.ask")
     assert [reply.text for reply in await chat.say("GIFTT")] == [okun.t("promo.unknown")]
-    [given] = await chat.say("gift")
-    assert given.text.startswith(okun.t("promo.given", given="5 🪙", have="5 🪙"))
+    [told] = await chat.say("gift")
+    assert told.text.startswith(okun.t("promo.given", given="5 🪙") + "\n\n" + okun.t("balance.have", have="5 🪙"))
     assert await have(okun) == 5 and okun.model.asks == []
     assert [reply.text for reply in await chat.say("Thanks!")] == ["Heard: Thanks!"]
 
@@ -676,7 +681,7 @@ async def test_a_code_is_asked_for_in_private_and_taken_from_the_next_words(okun
 async def test_in_a_group_it_says_how(okun: Okun, group: Room) -> None:
     assert [reply.text for reply in await group.say("/promo")] == [okun.t("promo.usage")]
     await bot.make_promo(okun.app, "GIFT 5")
-    assert okun.t("promo.given", given="5 🪙", have="5 🪙") in (await group.say("/promo gift"))[0].text
+    assert given(okun, "5 🪙", "5 🪙") in (await group.say("/promo gift"))[0].text
 
 
 @langs
@@ -716,9 +721,7 @@ async def test_codes_cannot_be_guessed(okun: Okun, chat: Room) -> None:
     assert (await chat.say("GIFT"))[0].text == told.text
     await okun.restart()
     assert (await chat.say("/promo GIFT"))[0].text == told.text
-    assert (await okun.private("Borys").say("/promo GIFT"))[0].text.startswith(
-        okun.t("promo.given", "uk", given="5 🪙", have="5 🪙")
-    )
+    assert (await okun.private("Borys").say("/promo GIFT"))[0].text.startswith(given(okun, "5 🪙", "5 🪙", "uk"))
     await bot.make_promo(okun.app, "GIFT2 5")
     await okun.later(DAY)
     await chat.say("/promo GIFT2")
@@ -785,7 +788,7 @@ async def test_an_owner_makes_and_deletes_codes_by_buttons(okun: Okun, owner: Ro
         await tx.run("DELETE FROM promos")
     await okun.later(1)
     await bot.make_promo(okun.app, "GIFT 6")
-    assert (await chat.say("/promo GIFT"))[0].text == okun.t("promo.given", given="6 🪙", have="11 🪙")
+    assert (await chat.say("/promo GIFT"))[0].text == given(okun, "6 🪙", "11 🪙")
 
 
 async def test_a_code_is_not_made_twice(okun: Okun, owner: Room) -> None:
@@ -839,10 +842,10 @@ class Killed:
     """Ends a bot at a step: from there on nothing reaches its database or Telegram. A step is a statement or a call."""
 
     def __init__(self, okun: Okun, at: int) -> None:
-        self.left, self.okun = at, okun
-        self.execute, self.post = okun.app.db._writer._execute, okun.wire._post
-        okun.app.db._writer._execute = self._statement  # type: ignore[method-assign]
-        okun.wire._post = self._call  # type: ignore[method-assign]
+        self.left = at
+        self.writer, self.wire = cast(Any, okun.app.db._writer), cast(Any, okun.wire)
+        self.execute, self.post = self.writer._execute, self.wire._post
+        self.writer._execute, self.wire._post = self._statement, self._call
 
     @property
     def dead(self) -> bool:
@@ -850,8 +853,7 @@ class Killed:
 
     def bury(self) -> None:
         """Let the connections be closed: whatever was at work has ended."""
-        self.okun.app.db._writer._execute = self.execute  # type: ignore[method-assign]
-        self.okun.wire._post = self.post  # type: ignore[method-assign]
+        self.writer._execute, self.wire._post = self.execute, self.post
 
     def step(self) -> None:
         self.left -= 1

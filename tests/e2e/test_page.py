@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 from fakes import BOT, BotProcess, Json
 
-from .conftest import PATIENCE, Stage, free_port
+from .conftest import KEY, PATIENCE, TOKEN, Stage, free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WEB_TOKEN = "open-sesame-this-is-the-web-token"
@@ -217,6 +217,13 @@ async def test_logged_out_wrong_token_and_logged_in(address: str, browser: Brows
     assert browser.errors == []
     assert all(url.startswith((address, "data:", "about:")) for url in browser.requested)
 
+    [bot] = stage.bots
+    assert await bot.stop() == 0
+    left = b"".join(path.read_bytes() for path in stage.directory.iterdir() if path.is_file())
+    assert b"wrong token for the web page" in left  # the log, at DEBUG, is among it
+    for secret in (WEB_TOKEN, "not-the-token", TOKEN.partition(":")[2], KEY):
+        assert secret.encode() not in left, secret
+
 
 async def test_it_shows_what_the_database_holds(address: str, browser: Browser) -> None:
     await browser.open(address)
@@ -280,8 +287,10 @@ async def test_it_goes_on_by_itself_and_says_when_the_bot_is_gone(address: str, 
     await browser.until(f"latest.at > {at}")
     assert browser.errors == []
     await stage.bots[0].kill()
+    await browser.run("refresh()")
     await browser.until("document.getElementById('updated').textContent.startsWith('No connection')")
     await stage.bots[0].start()  # and a restart ends no session
+    await browser.run("refresh()")
     await browser.until("document.getElementById('updated').textContent.startsWith('Updated')")
 
 
