@@ -3,6 +3,7 @@
     python bot.py              long-polls (or takes a webhook) and answers
     python bot.py --console    the same program with the terminal as the chat
     python bot.py --check      verifies settings, database, token, key and models
+    python bot.py --backup     copies the database; --restore FILE puts a copy in its place
 
 The way of an update: Telegram → Inbox (stored before it is confirmed) → a queue of turns for talk, straight on for
 everything else → a handler → an action → the answer through the Gate → the inbox row goes in the commit
@@ -43,6 +44,7 @@ import contextlib
 import contextvars
 import dataclasses
 import difflib
+import errno
 import functools
 import gc
 import hashlib
@@ -60,6 +62,7 @@ import os
 import random
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -1338,7 +1341,24 @@ PRAGMAS = (
     "PRAGMA busy_timeout = 5000",
     "PRAGMA temp_store = MEMORY",
     "PRAGMA secure_delete = ON",  # what is deleted is overwritten
+    # a backup keeps the log from being begun anew for as long as it reads: the room is given back after
+    "PRAGMA journal_size_limit = 16777216",
+    # No auto_vacuum: the pages of what retention deletes are used again, so the file levels off at the most that was
+    # ever kept; moving them to its end would cost writes every hour. A backup is compact, and so is what it restores.
 )
+# what SQLite says is wrong with the file or its disk -> the word for it
+SICKNESSES = {
+    "is full": "full", "readonly": "read-only", "locked": "locked", "busy": "locked", "disk I/O": "failing",
+    "unable to open": "failing", "malformed": "malformed", "not a database": "malformed",
+}  # fmt: skip
+LOOK_OVER_S = 0.3
+
+
+def sickness(error: BaseException | None) -> str | None:
+    """What is wrong with the database's file or disk, in a word; None where it is the fault of a statement or a row."""
+    if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):  # others are about rows
+        return None
+    return next((word for words, word in SICKNESSES.items() if words in str(error)), None)
 
 
 @dataclass(frozen=True)
@@ -1391,6 +1411,7 @@ class Reader(Queries):
         self._connection = connection
         self._waiting: list[tuple[str, tuple[Any, ...], asyncio.Future[list[sqlite3.Row]]]] = []
         self._runner: asyncio.Task[None] | None = None
+        self.on_error: Callable[[Exception], None] = lambda error: None
 
     async def _fetch(self, sql: str, args: tuple[Any, ...]) -> list[sqlite3.Row]:
         result: asyncio.Future[list[sqlite3.Row]] = asyncio.get_running_loop().create_future()
@@ -1409,6 +1430,8 @@ class Reader(Queries):
             except ValueError as error:  # closed meanwhile
                 results = [error] * len(batch)
             for (_, _, result), rows in zip(batch, results, strict=True):
+                if isinstance(rows, Exception):
+                    self.on_error(rows)
                 settle(result, rows)
 
 
@@ -1452,12 +1475,32 @@ class Db:
         self.path = path
         self._waiting: list[Submission] = []
         self._flusher: asyncio.Task[None] | None = None
+        self.sick: str | None = None  # a word of SICKNESSES since the last commit failed; None: all is well
+        self.failures = 0  # of the file or its disk, so far
+        self.on_sick: Callable[[str], None] = lambda word: None  # told of each
+
+    @property
+    def unwritable(self) -> bool:
+        """Does nothing that is written get through now? It will once there is room, or whoever holds the file is done;
+        what is damaged is not healed by waiting."""
+        return self.sick is not None and self.sick != "malformed"
+
+    def note(self, error: BaseException | None) -> None:
+        """Remember how the file fares, by an error, or (None) by a commit that went well."""
+        word = sickness(error)
+        if word is None and (error or self.sick == "malformed"):  # a commit elsewhere in the file heals nothing
+            return
+        self.sick = "malformed" if self.sick == "malformed" else word
+        if word:
+            self.failures += 1
+            self.on_sick(word)
 
     async def open(self) -> None:
         """Connect, create or migrate the schema. Raises DatabaseTooNew, sqlite3.DatabaseError, OSError."""
         self._lock = asyncio.Lock()
         self._writer = await connect(self.path)
         self.reader = Reader(await connect(self.path, query_only=True))
+        self.reader.on_error = self.note
 
     async def close(self) -> None:
         if self._flusher:
@@ -1486,26 +1529,30 @@ class Db:
         try:
             await self._attempt(merge_writes(batch))
         except Exception as error:
-            stuck = isinstance(error, sqlite3.OperationalError) and is_busy(error)
+            self.note(error)
+            stuck = sickness(error) is not None
             for submission in batch:
                 if stuck or len(batch) == 1:
                     settle(submission.done, error)
                 else:  # one bad row must not take the others with it
                     await self._commit([submission])
             return
+        self.note(None)
         for submission in batch:
             settle(submission.done, None)
 
     async def _attempt(self, merged: list[tuple[str, list[tuple[Any, ...]]]]) -> None:
-        deadline, pause = time.monotonic() + BUSY_LIMIT_S, 0.05
+        time_now = asyncio.get_running_loop().time
+        deadline, pause = time_now() + BUSY_LIMIT_S, 0.05
         while True:
             try:
                 await run_in(self._writer, commit_rows, merged)
                 return
             except sqlite3.OperationalError as error:
-                if not is_busy(error) or time.monotonic() > deadline:
+                if not is_busy(error) or time_now() > deadline:
                     raise
-                log.warning("database busy", extra={"wait_s": round(pause, 2)})
+                if pause == 0.05:
+                    log.warning("database busy")
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(pause * 2, 2.0)
 
@@ -1520,6 +1567,10 @@ class Db:
                 await to_the_end(self._begin())
                 yield Tx(self._writer)
                 await to_the_end(self._writer.execute("COMMIT"))
+                self.note(None)
+            except sqlite3.Error as error:
+                self.note(error)
+                raise
             finally:
                 # cancelled in BEGIN it would stay open, cancelled in COMMIT it is committed
                 if self._writer.in_transaction:
@@ -1534,6 +1585,12 @@ class Db:
         finally:
             await to_the_end(self._writer.execute("PRAGMA synchronous = NORMAL"))
 
+    async def tidy(self) -> None:
+        """Let SQLite look at its statistics, and move what it can of the write-ahead log into the file."""
+        async with self._lock:
+            await self._writer.execute_fetchall("PRAGMA optimize")
+            await self._writer.execute_fetchall("PRAGMA wal_checkpoint(PASSIVE)")
+
     async def truncate_log(self) -> bool:
         """Move all of the write-ahead log into the file and empty it; False where a reader is in the way."""
         async with self._lock:
@@ -1542,13 +1599,14 @@ class Db:
         return not busy
 
     async def _begin(self) -> None:
-        deadline, pause = time.monotonic() + BUSY_LIMIT_S, 0.05
+        time_now = asyncio.get_running_loop().time
+        deadline, pause = time_now() + BUSY_LIMIT_S, 0.05
         while True:
             try:
                 await self._writer.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
-                if not is_busy(error) or time.monotonic() > deadline:
+                if not is_busy(error) or time_now() > deadline:
                     raise
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 2.0)
@@ -1629,9 +1687,10 @@ async def connect(path: str, *, query_only: bool = False) -> aiosqlite.Connectio
 def prepare_database(path: str, backup_dir: Path) -> None:
     """Create the schema in a new file, migrate an old one (a verified copy first). Runs before any connection.
 
-    Raises DatabaseTooNew; sqlite3.DatabaseError where the file is damaged or no database.
+    Raises DatabaseTooNew; sqlite3.Error where the file is damaged or no database; OSError where none can be written.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try_writing(Path(path))
+    look_over(Path(path))
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
@@ -1646,6 +1705,48 @@ def prepare_database(path: str, backup_dir: Path) -> None:
             log.info("database migrated", extra={"count": version})
 
 
+def try_writing(path: Path) -> None:
+    """See to it that the file and what SQLite puts beside it can be written. Raises OSError.
+
+    Its folder is made where it alone is missing: where more is, a disk is not mounted, or the path is mistyped.
+    """
+    path.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        file.write(bytes(65_536))
+    if path.exists():
+        path.open("r+b").close()
+
+
+def look_over(path: Path) -> None:
+    """Raise sqlite3.DatabaseError where a file is damaged, as far as a moment shows; a whole check takes seconds a
+    gigabyte, and is made with each backup."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    deadline = time.monotonic() + LOOK_OVER_S
+    with contextlib.closing(open_to_read(path)) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+        try:
+            require_sound(connection, "PRAGMA quick_check(1)")
+        except sqlite3.OperationalError as error:
+            if "interrupted" not in str(error):
+                raise
+
+
+def open_to_read(path: Path, *, alone: bool = False) -> sqlite3.Connection:
+    """A connection that leaves the file as it is; `alone`: nobody has it open, so that nothing is put beside it."""
+    beside = path.with_name(f"{path.name}-wal").exists()
+    how = "immutable=1" if alone and not beside else "mode=ro"
+    return sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True, isolation_level=None, timeout=30)
+
+
+def require_sound(connection: sqlite3.Connection, check: str = "PRAGMA integrity_check(1)") -> None:
+    """Raises sqlite3.DatabaseError with what is wrong."""
+    verdict = connection.execute(check).fetchone()[0]
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(f"database disk image is malformed: {' '.join(verdict.split())}")
+
+
 def run_script(connection: sqlite3.Connection, script: str) -> None:
     """Run a script of several statements in one transaction."""
     try:
@@ -1657,13 +1758,33 @@ def run_script(connection: sqlite3.Connection, script: str) -> None:
 
 
 def copy_database(connection: sqlite3.Connection, target: Path) -> None:
-    """A complete copy, verified. Raises sqlite3.DatabaseError if the copy is not sound."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    connection.execute("VACUUM INTO ?", (str(target),))
-    with contextlib.closing(sqlite3.connect(target)) as copy:
-        verdict = copy.execute("PRAGMA integrity_check").fetchone()[0]
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(f"the copy {target} is damaged: {verdict}")
+    """A complete copy, verified and on the disk before it has its name; for its owner alone. Raises sqlite3.Error,
+    OSError: then there is none."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    half = target.with_name(f"{target.name}.part")
+    half.unlink(missing_ok=True)
+    try:
+        os.close(os.open(half, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        connection.execute("VACUUM INTO ?", (str(half),))
+        with contextlib.closing(sqlite3.connect(half)) as copy:
+            require_sound(copy)
+        to_disk(half)
+        half.replace(target)
+        to_disk(target.parent)
+    except BaseException:
+        half.unlink(missing_ok=True)
+        raise
+
+
+def to_disk(path: Path) -> None:
+    """Have a file, or the names in a folder, outlive a power cut."""
+    if path.is_dir() and os.name == "nt":  # a folder cannot be opened there
+        return
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 # == Caches ===========================================================================================================
@@ -2616,7 +2737,7 @@ class Gate:
         self.pacing = Pacing(per_second)
         self.on_gone: Callable[[int], Awaitable[None]] | None = None
         self.on_migrated: Callable[[int, int], Awaitable[None]] | None = None
-        self.moved: dict[int, int] = {}  # groups that became supergroups since the start: a handful
+        self.moved: Recent[int, int] = Recent(5000)  # groups that became supergroups since the start
 
     async def __call__(self, make_request: Any, bot: Bot, method: TelegramMethod[Any]) -> Any:
         kind = call_kind(method.__api_method__)
@@ -4117,11 +4238,12 @@ class App:
         self.reminded: dict[int, tuple[Any, ...]] = {}  # reminders that were said and not yet taken off
         self.reminding: set[int] = set()  # chats that are being reminded
         self.refunding: set[str] = set()  # charges whose Stars are being given back
-        self.epochs: Counter[int] = Counter()  # goes up when something in a chat is forgotten, or a topic reset
+        # goes up when something in a chat is forgotten, or a topic reset
+        self.epochs: Recent[int, int] = Recent(10_000)
         # each forgetting has a number; when a chat, and a person in it, were last forgotten
         self.forgettings = 0
         self.fact_changes = 0  # what was read before one must not be cached after it
-        self.forgotten: dict[tuple[int, ...], int] = {}
+        self.forgotten: Recent[tuple[int, ...], int] = Recent(10_000)
         self.known: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # people and chats as they are stored; see Inbox
         self.slots = Slots(settings.max_parallel_updates)
         # a file of 20 MB takes four times that on its way to a model: two at once, or a small machine is full
@@ -4129,6 +4251,8 @@ class App:
         self.generations: dict[tuple[int, int], Generation] = {}
         self.latencies = Latencies()  # from the arrival of a turn to its answer
         self.backlog: Callable[[], int] = lambda: 0  # turns and updates at work or waiting
+        self.stuck: Callable[[], float] = lambda: 0.0  # how long the oldest of them waits, in seconds
+        self.nurse: asyncio.Task[None] | None = None  # looks after a database that cannot be written
         self.counts: Counter[str] = Counter()
         self.minute_marks: Counter[str] | None = None  # what was counted when the newest row of minutes was written
         self.started_at = self.clock.now()
@@ -4196,8 +4320,12 @@ class App:
     async def tell_owners(self, key: str, **fields: Any) -> None:
         """A private message to each owner; one who never started the bot is no fault."""
         for user_id in self.settings.admin_ids:
-            with contextlib.suppress(ChatGone, TelegramAPIError):
-                await say(self.bot, user_id, self.texts(await lang_of(self, user_id), key, **fields))
+            try:
+                lang = await lang_of(self, user_id)
+            except sqlite3.Error:  # which may be what they are told
+                lang = self.settings.language
+            with contextlib.suppress(ChatGone, TelegramAPIError, sqlite3.Error):  # that they are gone is written down
+                await say(self.bot, user_id, self.texts(lang, key, **fields))
 
     async def close(self) -> None:
         logging.getLogger().removeHandler(self.errors)
@@ -5131,7 +5259,7 @@ async def tell_long(app: App, who: Who, markdown: str) -> None:
 
 async def reset_topic(app: App, chat_id: int, thread_id: int) -> None:
     """Begin a new conversation: what was said stays stored and can be found, but is no context any more."""
-    app.epochs[chat_id] += 1
+    app.epochs[chat_id] = app.epochs.get(chat_id, 0) + 1
     async with app.db.tx() as tx:
         await tx.run(
             """INSERT INTO resets (chat_id, thread_id, message_row)
@@ -5178,6 +5306,19 @@ async def merge_hours(tx: Tx, old_id: int, new_id: int) -> None:
     )  # fmt: skip
 
 
+async def move_access(tx: Tx, old_id: int, new_id: int) -> str | None:
+    """What was decided of a group holds for the supergroup, unless something else was decided of that later."""
+    await tx.run(
+        """INSERT INTO access (id, verdict, decided_at) SELECT ?, verdict, decided_at FROM access WHERE id = ?
+           ON CONFLICT (id) DO UPDATE SET verdict = excluded.verdict, decided_at = excluded.decided_at
+             WHERE excluded.decided_at > access.decided_at""",
+        new_id, old_id,
+    )  # fmt: skip
+    await tx.run("DELETE FROM access WHERE id = ?", old_id)
+    row = await tx.one("SELECT verdict FROM access WHERE id = ?", new_id)
+    return row["verdict"] if row else None
+
+
 async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
     """A group became a supergroup: its settings and history go along; message ids of the old one mean nothing."""
     app.gate.moved[old_id] = new_id
@@ -5186,7 +5327,6 @@ async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
         await tx.run("UPDATE messages SET message_id = NULL, reply_to = NULL WHERE chat_id = ?", old_id)
         await tx.run("UPDATE reminders SET message_id = NULL WHERE chat_id = ?", old_id)
         await tx.run("UPDATE analysis_cache SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-        await tx.run("UPDATE OR IGNORE access SET id = ? WHERE id = ?", new_id, old_id)
         if known:
             await tx.run("UPDATE messages SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
             await tx.run("UPDATE former_chats SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
@@ -5216,8 +5356,12 @@ async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
                SELECT ?, chat_id FROM chats WHERE chat_id = ? ON CONFLICT DO NOTHING""",
             old_id, new_id,
         )  # fmt: skip
-    if old_id in app.access:
-        app.access.setdefault(new_id, app.access.pop(old_id))
+        verdict = await move_access(tx, old_id, new_id)
+    app.access.pop(old_id, None)
+    if old_id in app.settings.allowed_chats and verdict is None:  # whoever listed it meant the group, not the number
+        await set_access(app, new_id, "allowed")
+    elif verdict:
+        app.access[new_id] = verdict
     for chat_id in (old_id, new_id):
         app.chats.forget(chat_id)
         app.resets.forget_all(chat_id)
@@ -6535,7 +6679,7 @@ async def take_in(app: App, chat_id: int, thread_id: int, least: int) -> bool:
     """The work of update_summary, one at a time in a topic; False where what it was made of is gone by now."""
     former, until = await topic_summary(app.db.reader, chat_id, thread_id)
     after = max(until, await memory_reset(app, chat_id, thread_id))
-    epoch = app.epochs[chat_id]
+    epoch = app.epochs.get(chat_id, 0)
     window = app.settings.context_messages
     newest_first = await memory_window(app.db.reader, chat_id, thread_id, after, window + SUMMARY_MOST)
     rows = newest_first[window:][::-1]
@@ -6548,7 +6692,7 @@ async def take_in(app: App, chat_id: int, thread_id: int, least: int) -> bool:
         log.warning("no summary: %s", error, extra={"chat_id": chat_id})
         return True
     async with app.db.tx() as tx:
-        if app.epochs[chat_id] != epoch:
+        if app.epochs.get(chat_id, 0) != epoch:
             return False
         await tx.run(
             """INSERT INTO summaries (chat_id, thread_id, text, until_row, made_at) VALUES (?, ?, ?, ?, ?)
@@ -6634,6 +6778,7 @@ async def memory_delete_act(app: App, who: Who, owner: int, arg: str) -> Done:
 FORGET_SLICE = 50
 MERGE_PAGES = 200  # of the index, a step
 EXPORT_SLICE = 2000
+EXPORT_PREFIX = "okun-export-"
 MAX_EXPORT_BYTES = 45 * 1024 * 1024  # a bot may send files of 50 MB
 
 
@@ -6830,7 +6975,7 @@ def begin_forgetting(app: App, user_id: int, chat_id: int) -> None:
     """See to it that nothing made of what was said so far is stored, said or kept in a cache."""
     app.forgettings += 1
     app.forgotten[(chat_id,)] = app.forgotten[chat_id, user_id] = app.forgettings
-    app.epochs[chat_id] += 1
+    app.epochs[chat_id] = app.epochs.get(chat_id, 0) + 1
     drop_generations(app, chat_id)
     forget_facts_cached(app, chat_id)
     for cache in (app.summaries, app.matches, app.common, app.moods, app.drawn):
@@ -7044,11 +7189,21 @@ async def on_export(app: App, who: Who, args: str) -> None:
 
 async def export_to(app: App, user_id: int, lang: str) -> None:
     """Send somebody all that is theirs. Raises ChatGone where they never started the bot."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=EXPORT_PREFIX) as folder:
         paths = await write_export(app, user_id, Path(folder))
         for number, path in enumerate(paths, 1):
             caption = app.texts(lang, "export.caption", number=number, count=len(paths))
             await send_file(app.bot, SayDocument(chat_id=user_id, document=FSInputFile(path), caption=caption))
+
+
+@cleanup("exports")
+async def exports_clean(app: App) -> None:
+    """Remove what a kill left of exports: they hold what people said."""
+    before = time.time() - DAY_S
+    for path in Path(tempfile.gettempdir()).glob(f"{EXPORT_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's
+            if path.stat().st_mtime < before:
+                shutil.rmtree(path)
 
 
 async def send_privately(app: App, who: Who, name: str, send: Callable[[App, int, str], Awaitable[None]]) -> None:
@@ -11676,7 +11831,399 @@ async def take_new_promo_words(app: App, who: Who, made: Form, text: str) -> Don
 
 
 # == Backups ==========================================================================================================
-# Copies of the database, verified, in turn; and the way back to one.
+# Copies of the database, verified, in turn; and the way back to one. Whoever owns the bot hears, once, that the disk
+# is full or the file damaged, and what to do about it.
+
+# -- rules
+
+BACKUP_NAME = re.compile(r"okun-(\d{8}-\d{6})\.db")  # in UTC: local time repeats an hour in autumn
+MIGRATION_NAME = re.compile(r"before-(\d+)-(\d+)\.db")
+MIGRATIONS_KEPT = 3
+FIRST_BACKUP_S = 60.0
+NURSE_EVERY_S = 60.0
+OKUN_TABLES = {"meta", "users", "chats", "messages", "inbox"}
+BESIDE = ("-wal", "-shm", "-journal")  # what belongs to a database file
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_RIGHT = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Backup(NamedTuple):
+    """A finished copy. `made_at`: by its name."""
+
+    path: Path
+    made_at: float
+    size: int
+
+
+def stamp(now: float) -> str:
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+
+
+def stamped_at(name: str) -> float | None:
+    """When the backup of this name was made; None for any other file."""
+    found = BACKUP_NAME.fullmatch(name)
+    with contextlib.suppress(ValueError):  # the 32nd of a month
+        return datetime.strptime(f"{found[1]}+0000", "%Y%m%d-%H%M%S%z").timestamp() if found else None
+    return None
+
+
+def newest_first(backups: Iterable[Backup], now: float) -> list[Backup]:
+    """Those from the future come last: the clock was ahead when they were made."""
+    return sorted(backups, key=lambda one: (one.made_at <= now, one.made_at), reverse=True)
+
+
+def backup_wait(backups: Iterable[Backup], now: float, every_s: float) -> float:
+    """Seconds until the next backup is due; 0: now."""
+    last = max((one.made_at for one in backups if one.made_at <= now), default=now - every_s)
+    return max(0.0, last + every_s - now)
+
+
+def megabytes(count: float) -> int:
+    """Rounded up."""
+    return math.ceil(count / 1_000_000)
+
+
+# -- queries
+
+
+def pages_used(connection: sqlite3.Connection) -> int:
+    """Bytes that a copy will take."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+def require_okun(connection: sqlite3.Connection) -> int:
+    """The version of the schema. Raises BotError where this is not a database of ours, or a later one's."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if version == 0 or not names >= OKUN_TABLES:
+        raise BotError("restore.foreign")
+    if version > SCHEMA_VERSION:
+        raise BotError("restore.too_new", version=version, known=SCHEMA_VERSION)
+    return version
+
+
+# -- actions
+
+
+def backups_in(folder: Path) -> list[Backup]:
+    """Finished backups, in any order; none where the folder cannot be read."""
+    with contextlib.suppress(OSError):
+        return [
+            Backup(path, made_at, path.stat().st_size)
+            for path in folder.iterdir()
+            if (made_at := stamped_at(path.name)) is not None
+        ]
+    return []
+
+
+def make_backup(path: str, folder: Path, keep: int, now: float, stopped: Callable[[], bool] = lambda: False) -> Backup:
+    """Copy the database, and only then delete the copies that are too many. Runs in a thread, until `stopped`.
+
+    Raises BotError: then all the copies there were are there.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with backup_lock(folder):
+            sweep_halves(folder)
+            made = copy_sound(Path(path), folder / f"okun-{stamp(now)}.db", stopped)
+            rotate(folder, keep, now)
+        return Backup(made, math.floor(now), made.stat().st_size)
+    except (sqlite3.Error, OSError) as error:
+        raise backup_fault(error, folder) from error
+
+
+def copy_sound(path: Path, target: Path, stopped: Callable[[], bool] = lambda: False) -> Path:
+    """A copy of a database that was looked over whole: VACUUM would mend a broken index without a word."""
+    with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=30)) as source:
+        source.isolation_level = None
+        source.set_progress_handler(stopped, 20_000)
+        needed, free = pages_used(source), shutil.disk_usage(target.parent).free
+        if free < needed:
+            raise BotError("backup.no_room", folder=target.parent, need=megabytes(needed), free=free // 1_000_000)
+        require_sound(source)
+        copy_database(source, target)
+    own_as(target, target.parent)
+    return target
+
+
+def own_as(path: Path, like: Path) -> None:
+    """Give a file to whom another belongs: what root did for the bot must be the bot's."""
+    if os.name == "posix" and os.geteuid() == 0:
+        known = like.stat()
+        os.chown(path, known.st_uid, known.st_gid)
+
+
+@contextlib.contextmanager
+def backup_lock(folder: Path) -> Iterator[None]:
+    """One backup at a time in a folder, also of two processes. Raises BotError("backup.busy")."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise BotError("backup.busy") from None
+    finally:
+        os.close(handle)
+
+
+def sweep_halves(folder: Path) -> None:
+    """Remove what a killed backup left half made; of migrations only what is a day old, for one may be under way."""
+    for path in folder.glob("*.db.part*"):
+        name, old = path.name.partition(".part")[0], path.stat().st_mtime < time.time() - DAY_S
+        if BACKUP_NAME.fullmatch(name) or (MIGRATION_NAME.fullmatch(name) and old):
+            path.unlink(missing_ok=True)
+
+
+def rotate(folder: Path, keep: int, now: float) -> None:
+    """Delete the oldest backups, and the oldest copies made before migrations; no other file is ever touched."""
+    copies = [(int(found[2]), int(found[1]), path) for path in folder.iterdir()
+              if (found := MIGRATION_NAME.fullmatch(path.name))]  # fmt: skip
+    too_many = [one.path for one in newest_first(backups_in(folder), now)[keep:]]
+    for path in (*too_many, *(path for *_, path in sorted(copies, reverse=True)[MIGRATIONS_KEPT:])):
+        try:
+            path.unlink()
+        except OSError as error:
+            log.warning("old backup not deleted: %s", error)
+
+
+def backup_fault(error: Exception, folder: Path) -> BotError:
+    """Why there is no backup, in words."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if sickness(error) == "malformed":
+        return BotError("backup.damaged", reason=reason)
+    if sickness(error) == "full" or getattr(error, "errno", None) in NO_ROOM:
+        return BotError("backup.full", folder=folder)
+    if isinstance(error, OSError):
+        return BotError("backup.folder", folder=folder, reason=reason)
+    return BotError("backup.failed", reason=reason)
+
+
+async def back_up(app: App) -> Backup:
+    """Make a backup beside; one that is cancelled ends soon. Raises BotError."""
+    settings, stop = app.settings, threading.Event()
+    folder, now = Path(settings.backup_dir), app.clock.now()
+    try:
+        with operation("backup"):
+            made = await asyncio.to_thread(
+                make_backup, settings.db_path, folder, settings.backup_keep, now, stop.is_set
+            )
+    except BotError as error:
+        log.error("no backup: %s", app.texts("en", error.key, **error.fields))
+        if error.key == "backup.damaged":
+            app.db.note(error.__cause__)
+        raise
+    finally:
+        stop.set()
+    log.info("backup made: %s", made.path)
+    return made
+
+
+@loop("backup")
+async def backup_loop(app: App) -> None:
+    """A backup every BACKUP_HOURS, reckoned from the newest there is: a restart neither puts it off nor repeats it."""
+    every_s, told = app.settings.backup_hours * HOUR_S, False
+    if not every_s:
+        return
+    folder = Path(app.settings.backup_dir)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        log.warning("BACKUP_DIR cannot be written: %s", error)
+    await app.clock.sleep(FIRST_BACKUP_S)
+    while True:
+        wait = backup_wait(backups_in(folder), app.clock.now(), every_s)
+        if not wait:
+            wait = every_s
+            try:
+                await back_up(app)
+                told = False
+            except BotError as error:
+                wait = HOUR_S
+                if not told and error.key not in ("backup.damaged", "backup.busy"):  # of damage the nurse tells
+                    told = True
+                    await app.tell_owners(error.key, **error.fields)
+        await app.clock.sleep(min(wait, HOUR_S))  # the clock may be set meanwhile
+
+
+def newest_sound(folder: Path, now: float) -> Path | None:
+    """The newest backup that can be restored; each was verified when it was made, but disks grow old."""
+    for one in newest_first(backups_in(folder), now):
+        with contextlib.suppress(sqlite3.Error, OSError, BotError):
+            with contextlib.closing(open_to_read(one.path, alone=True)) as connection:
+                require_okun(connection)
+                require_sound(connection)
+            return one.path
+    return None
+
+
+def restore_advice(texts: Texts, lang: str, settings: Settings, now: float) -> str:
+    """How to get back what there was: the newest good backup, and the very command."""
+    folder = Path(settings.backup_dir).absolute()
+    if path := newest_sound(folder, now):
+        return texts(lang, "restore.advice", command=f"python bot.py --restore {shlex.quote(str(path))}")
+    return texts(lang, "restore.no_backup", folder=folder)
+
+
+def database_sick(app: App, word: str) -> None:
+    """Have somebody look after a database that could not be read or written, unless somebody does already."""
+    if app.nurse is None:
+        log.error("database sick: %s", word)
+        app.nurse = app.spawn(nurse(app, word), "nurse")
+
+
+async def nurse(app: App, word: str) -> None:
+    """Tell the owners, once, what is wrong; when all is well again, too. A damaged file does not get well by itself."""
+    told = ""
+    while word:
+        if word != told and (word == "malformed" or not told):
+            told = word
+            await tell_sick(app, word)
+        if word == "malformed":
+            return
+        failures = app.db.failures
+        await app.clock.sleep(NURSE_EVERY_S)
+        with contextlib.suppress(sqlite3.Error):
+            await probe(app)
+        word = app.db.sick or (word if app.db.failures > failures else "")
+    app.nurse = None
+    log.info("database well again")
+    await app.tell_owners("owner.well")
+
+
+async def tell_sick(app: App, word: str) -> None:
+    if word == "malformed":
+        advice = functools.partial(restore_advice, app.texts, app.settings.language, app.settings, app.clock.now())
+        await app.tell_owners("owner.sick.malformed", advice=await asyncio.to_thread(advice))
+    else:
+        await app.tell_owners(f"owner.sick.{word}", path=Path(app.settings.db_path).resolve())
+
+
+async def probe(app: App) -> None:
+    """Write something that needs room, and take it back. Raises sqlite3.Error."""
+    async with app.db.tx() as tx:
+        await tx.run(
+            """INSERT INTO meta (name, value) VALUES ('probe', hex(zeroblob(50000)))
+               ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
+        )
+    async with app.db.tx() as tx:
+        await tx.run("DELETE FROM meta WHERE name = 'probe'")
+
+
+class Restored(NamedTuple):
+    """What a restore did: where the database is now that was there before, and of which version the new one is."""
+
+    former: Path | None
+    version: int
+
+
+def restore_database(path: Path, source: Path, now: float) -> Restored:
+    """Put a verified copy of `source` in the place of the database, which is kept aside. Nobody may have it open.
+
+    Raises BotError: then nothing is changed.
+    """
+    version = require_restorable(path, source)
+    fresh = path.with_name(f"{path.name}.restoring")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with contextlib.closing(open_to_read(source, alone=True)) as connection:
+            copy_database(connection, fresh)
+        like = path if path.exists() else path.parent.absolute()
+        own_as(fresh, like)
+        former = set_aside(path, now)
+        fresh.replace(path)
+        to_disk(path.parent)
+    except (sqlite3.Error, OSError) as error:
+        fresh.unlink(missing_ok=True)
+        if sickness(error) == "full" or getattr(error, "errno", None) in NO_ROOM:
+            raise BotError("restore.full", folder=path.parent.absolute()) from error
+        raise BotError("restore.failed", reason=getattr(error, "strerror", None) or str(error)) from error
+    return Restored(former, version)
+
+
+def require_restorable(path: Path, source: Path) -> int:
+    """The version of a file's schema. Raises BotError where it cannot take the place of the database."""
+    if not source.is_file():
+        raise BotError("restore.missing", file=source)
+    if path.exists() and source.samefile(path):
+        raise BotError("restore.itself", file=source)
+    if not source.stat().st_size:
+        raise BotError("restore.empty", file=source)
+    try:
+        with contextlib.closing(open_to_read(source, alone=True)) as connection:
+            version = require_okun(connection)
+            require_sound(connection)
+    except BotError as error:
+        raise BotError(error.key, file=source, **error.fields) from None
+    except (sqlite3.Error, OSError) as error:
+        kind = "not_sqlite" if "not a database" in str(error) else "damaged"
+        raise BotError(f"restore.{kind}", file=source, reason=str(error)) from error
+    return version
+
+
+def set_aside(path: Path, now: float) -> Path | None:
+    """Give the database a second name, under which it can be opened again with all that belongs to it; None where there
+    is none. Its own name goes on to lead to it until the new file takes it."""
+    former = path.with_name(f"{path.name}.before-restore-{stamp(now)}")
+    if path.exists():
+        try:
+            os.link(path, former)
+        except OSError:  # a file system without links
+            path.rename(former)
+    for ending in BESIDE:
+        beside = path.with_name(path.name + ending)
+        if beside.exists():
+            beside.rename(former.with_name(former.name + ending))
+    return former if former.exists() else None
+
+
+def size_words(app: App, lang: str, count: int) -> str:
+    """12 KB, 3.4 MB, 120 MB."""
+    if count < 1_000_000:
+        return app.texts(lang, "backup.kb", count=math.ceil(count / 1000))
+    number = f"{count / 1_000_000:.1f}" if count < 10_000_000 else str(megabytes(count))
+    return app.texts(lang, "backup.mb", count=number if lang == "en" else number.replace(".", ","))
+
+
+# -- handlers
+
+BACKUPS_SHOWN = 10
+
+
+@command("backup", ("private",), owner=True)
+async def on_backup(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "backups")
+
+
+@owner_panel("backups", entry=40)
+async def backups_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The newest backups, and one more at once."""
+    t, settings, now = functools.partial(app.texts, who.lang), app.settings, app.clock.now()
+    backups = newest_first(await asyncio.to_thread(backups_in, Path(settings.backup_dir)), now)
+    lines = [
+        t("backup.line", name=one.path.name, size=size_words(app, who.lang, one.size),
+          age=app.texts.span(who.lang, max(1, now - one.made_at), into=True))
+        for one in backups[:BACKUPS_SHOWN]
+    ]  # fmt: skip
+    every = app.texts.span(who.lang, settings.backup_hours * HOUR_S, into=True)
+    how = t("backup.every", every=every, keep=settings.backup_keep) if settings.backup_hours else t("backup.never")
+    text = t("backup.list", folder=settings.backup_dir, lines="\n".join(lines)) if lines else t("backup.none")
+    return Panel(f"{text}\n\n{how}", [[do(t("backup.button.now"), owner, "backup")]], back=("admin", ""))
+
+
+@act("backup", slow=True, owner=True)
+async def backup_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    async with stepped_out():
+        await back_up(app)
+    return Done(None, "backups")
 
 
 # == Figures ==========================================================================================================
@@ -11985,12 +12532,6 @@ async def minutes_clean(app: App) -> None:
 
 
 # -- handlers
-
-
-def size_words(app: App, lang: str, size: int) -> str:
-    if size < 100_000:
-        return app.texts(lang, "stats.kb", kb=f"{size / 1e3:.1f}")
-    return app.texts(lang, "stats.mb", mb=f"{size / 1e6:.1f}")
 
 
 def share_words(share: float | None) -> str:
@@ -14492,6 +15033,7 @@ ALBUM_WAIT_S, CONTINUATION_WAIT_S, BACKLOG_WAIT_S = 0.5, 1.0, 1.0
 LONG_TEXT = 4000  # UTF-16 units: Telegram cuts at 4,096
 MAX_ATTEMPTS = 3
 MAX_OUTAGE_S = 3600
+SICK_PAUSE_S = 15.0
 SEEN_S = 48 * 3600
 MAX_TURN = 100
 MAX_KNOWN = 50_000
@@ -14621,9 +15163,16 @@ class Turns:
         self._queues: dict[tuple[int, int], list[Waiting]] = {}
         self._wakes: dict[tuple[int, int], asyncio.Event] = {}
         self._running: dict[tuple[int, int], asyncio.Task[Any]] = {}
+        self._at_work: dict[tuple[int, int], float] = {}  # when the first message of the turn at work came
 
     def __len__(self) -> int:
         return len(self._running)
+
+    @property
+    def oldest(self) -> float | None:
+        """When what waits for its answer longest came (monotonic seconds); None where nothing does."""
+        waiting = (queue[0].arrived for queue in self._queues.values() if queue)
+        return min((*self._at_work.values(), *waiting), default=None)
 
     def put(self, waiting: Waiting) -> None:
         key = (waiting.heard.chat_id, waiting.heard.thread_id)
@@ -14646,12 +15195,15 @@ class Turns:
                 most = 1 if self._queues[key][0].plan else MAX_TURN
                 waiting, self._queues[key] = self._queues[key][:most], self._queues[key][most:]
                 plan = waiting[0].plan
+                self._at_work[key] = waiting[0].arrived
                 try:
                     await self._answer(Turn(waiting, *planned(plan)) if plan else Turn(waiting))
                 except Exception:  # the topic must go on; these messages are in the inbox for the next start
                     log.exception("turn given up")
+                del self._at_work[key]
         finally:
             del self._queues[key], self._wakes[key], self._running[key]
+            self._at_work.pop(key, None)
 
     async def _gather(self, key: tuple[int, int]) -> None:
         """Wait until the turn is complete."""
@@ -14900,12 +15452,13 @@ class Inbox:
         self._turns = Turns(app, self._answer_turn)
         self._sorter = Sorter(app, self._turns.last)
         self._last_id, self._last_at = 0, 0.0
-        self._passing: set[asyncio.Task[Any]] = set()
+        self._passing: dict[asyncio.Task[Any], float] = {}  # oldest first, with when they came
         self._lock = asyncio.Lock()
         # what one user sends goes one after another: a flood of commands waits for itself and for nobody else
         self._lines = KeyedLocks()
         self._stopping = asyncio.Event()
         app.backlog = lambda: self.busy
+        app.stuck = lambda: self.stuck_s
 
     async def open(self) -> None:
         """Learn who we are and where we left off. Raises TelegramUnauthorizedError, TelegramNetworkError."""
@@ -14923,6 +15476,12 @@ class Inbox:
     def busy(self) -> int:
         """Turns and updates at work or waiting."""
         return len(self._turns) + len(self._passing)
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long the oldest update at work has been waiting, in seconds; 0 when there is none."""
+        oldest = min(filter(None, (self._turns.oldest, next(iter(self._passing.values()), None))), default=None)
+        return self._app.clock.monotonic() - oldest if oldest else 0.0
 
     async def recover(self) -> None:
         """Begin what a crash left, oldest first."""
@@ -14979,7 +15538,7 @@ class Inbox:
         # one update that SQLite cannot hold (a number beyond 64 bits, say) must not stop the hundred it came with
         except BaseException as error:
             self._app.known.clear()  # what it says was not stored
-            if isinstance(error, sqlite3.OperationalError) or not isinstance(error, Exception):
+            if isinstance(error, sqlite3.OperationalError) or sickness(error) or not isinstance(error, Exception):
                 raise  # nothing is wrong with the updates
             if isinstance(error, sqlite3.IntegrityError) and again:  # somebody known was forgotten at this moment
                 return await self._keep(raws, again=False)
@@ -15037,8 +15596,8 @@ class Inbox:
 
     def _pass(self, work: Any) -> None:
         task = self._app.spawn(work, "update")
-        self._passing.add(task)
-        task.add_done_callback(self._passing.discard)
+        self._passing[task] = self._app.clock.monotonic()
+        task.add_done_callback(self._passing.pop)
 
     async def _handle_passing(self, plan: Passing) -> None:
         async def work() -> None:
@@ -15097,6 +15656,9 @@ class Inbox:
             if not await self._rest(again.pause_s):
                 await self._keep_costs(pending)
                 return  # stopping: it is in the inbox for the next start
+            while self._app.db.unwritable:  # to be tried in vain would cost calls of models
+                if not await self._rest(SICK_PAUSE_S):
+                    return
             if alone and attempts >= MAX_ATTEMPTS - 1:
                 await self._keep_costs(pending)
                 await alone(attempts)
@@ -15134,6 +15696,10 @@ class Inbox:
             if outage and (isinstance(error, NotConnected) or self._app.clock.monotonic() < until):
                 log.warning("postponed: %s", error)
                 return Again(self._app.dice.uniform(5, 15), attempts)
+            # nor is a full disk; but what was answered must not be answered again for as long as it is full
+            if sickness(error) and self._app.db.unwritable and PUT_MESSAGE not in pending:
+                log.warning("postponed: %s", error)
+                return Again(SICK_PAUSE_S, attempts)
             again = await self._failed(error, update_ids, raw, attempts + 1)
             if again is None:
                 await self._keep_costs(pending)
@@ -15199,7 +15765,10 @@ class Inbox:
         self._app.counts[f"error {type(error).__name__}"] += 1
         log.error("update failed", exc_info=error, extra={"attempt": attempts})
         parked = int(self._app.clock.now()) if attempts >= MAX_ATTEMPTS else None
-        await self._app.db.write({FAILED_INBOX: [(attempts, parked, update_id) for update_id in update_ids]})
+        try:
+            await self._app.db.write({FAILED_INBOX: [(attempts, parked, update_id) for update_id in update_ids]})
+        except sqlite3.Error as fault:  # the next start tries it anew
+            log.error("failure not noted: %s", fault)
         if parked is None:
             return Again(backoff(self._app.dice, attempts, 1.0), attempts)
         self._app.spawn(
@@ -15335,6 +15904,23 @@ async def clean(app: App) -> None:
             log.exception("cleanup failed: %s", name)
 
 
+@cleanup("database")
+async def database_clean(app: App) -> None:
+    await app.db.tidy()
+
+
+async def kept_up(app: App, name: str, body: Callable[[App], Awaitable[None]]) -> None:
+    """Run a loop as long as the bot does; one that fails, because the disk is full, say, begins again."""
+    while True:
+        try:
+            await body(app)
+            return
+        except Exception as error:
+            app.counts[f"error {type(error).__name__}"] += 1
+            log.error("loop failed: %s", name, exc_info=error)
+            await app.clock.sleep(60)
+
+
 HOT_TYPES: tuple[type[pydantic.BaseModel], ...] = (
     Say, SayRich, Draft, Edit, GetRawUpdates, SendChatAction, SetMessageReaction, AnswerPreCheckoutQuery,
     AnswerCallbackQuery, GetMe, GetFile, GetChatMember, SetMyCommands, SetWebhook, DeleteWebhook, InlineKeyboardMarkup,
@@ -15372,6 +15958,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell_faults(texts, lang, faults)
         return 2
     console = arguments.console
+    if arguments.backup or arguments.restore:
+        return (
+            backup_command(texts, lang, settings)
+            if arguments.backup
+            else restore_command(texts, lang, settings, Path(arguments.restore))
+        )
     if not settings.telegram_bot_token and not console and not arguments.check:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             print(texts(lang, "cli.no_token"), file=sys.stderr)
@@ -15381,18 +15973,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if console or arguments.check:
         settings = dataclasses.replace(settings, language=lang)
     quiet = (console or arguments.check) and not settings.log_file  # what matters there is said in words
-    setup_logs(dataclasses.replace(settings, log_level="ERROR") if quiet else settings)
+    try:
+        setup_logs(dataclasses.replace(settings, log_level="ERROR") if quiet else settings)
+    except OSError as error:
+        print(texts(lang, "cli.log_file", path=settings.log_file, error=error.strerror), file=sys.stderr)
+        return 1
     try:
         prepare_database(settings.db_path, Path(settings.backup_dir))
     except (DatabaseTooNew, sqlite3.Error, OSError) as error:
-        print(texts(lang, "cli.database", path=settings.db_path, error=error), file=sys.stderr)
+        print(database_fault(texts, lang, settings, error), file=sys.stderr)
         return 1
     job = check(settings) if arguments.check else run_console(settings) if console else run_bot(settings)
     try:
         return run_loop(job)
-    except (sqlite3.OperationalError, PermissionError) as error:  # read-only, or a disk without room
+    except (sqlite3.Error, OSError) as error:
+        beside = str(getattr(error, "filename", "")).startswith(settings.db_path)
+        if not beside and not sickness(error) and getattr(error, "errno", None) not in (*NO_ROOM, *NO_RIGHT):
+            raise
         log.debug("stopped", exc_info=error)
-        print(texts(lang, "cli.database", path=settings.db_path, error=error), file=sys.stderr)
+        print(database_fault(texts, lang, settings, error), file=sys.stderr)
         return 1
 
 
@@ -15400,8 +15999,67 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bot.py", description="Okun, a companion for Telegram chats")
     parser.add_argument("--console", action="store_true", help="talk to it here in the terminal")
     parser.add_argument("--check", action="store_true", help="verify settings, database, token, key and models")
+    parser.add_argument("--backup", action="store_true", help="copy the database to BACKUP_DIR; the bot may run on")
+    parser.add_argument("--restore", metavar="FILE", help="put a copy in the place of the database, which is kept")
     parser.add_argument("--version", action="version", version=f"Okun {VERSION}")
     return parser.parse_args(argv)
+
+
+def database_fault(texts: Texts, lang: str, settings: Settings, error: Exception) -> str:
+    """Why the database cannot be served, in a line: what is wrong, and what to do about it."""
+    path, number = Path(settings.db_path).absolute(), getattr(error, "errno", None)
+    word = sickness(error)
+    if word == "malformed":
+        advice = restore_advice(texts, lang, settings, time.time())
+        return texts(lang, "cli.damaged", path=path, error=error, advice=advice)
+    if word == "full" or number in NO_ROOM:
+        return texts(lang, "cli.full", path=path)
+    if word == "read-only" or number in NO_RIGHT:
+        return texts(lang, "cli.read_only", path=path)
+    reason = getattr(error, "strerror", None) or error
+    if number == errno.ENOENT and not path.parent.is_dir():
+        return texts(lang, "cli.no_folder", path=path.parent)
+    return texts(lang, "cli.database", path=path, error=reason)
+
+
+def backup_command(texts: Texts, lang: str, settings: Settings) -> int:
+    """--backup. Returns the exit code."""
+    path = Path(settings.db_path)
+    if not path.is_file():
+        print(texts(lang, "cli.no_database", path=path.absolute()), file=sys.stderr)
+        return 1
+    try:
+        made = make_backup(settings.db_path, Path(settings.backup_dir), settings.backup_keep, time.time())
+    except BotError as error:
+        print(texts(lang, error.key, **error.fields), file=sys.stderr)
+        return 1
+    print(texts(lang, "cli.backup", path=made.path.absolute(), size=megabytes(made.size)))
+    return 0
+
+
+def restore_command(texts: Texts, lang: str, settings: Settings, source: Path) -> int:
+    """--restore. Returns the exit code."""
+    path = Path(settings.db_path).absolute()
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with lock_file(str(path)) as lock:
+            own_as(Path(lock.name), path if path.exists() else path.parent)
+            if not try_lock(lock):
+                print(texts(lang, "restore.running", path=path), file=sys.stderr)
+                return 1
+            done = restore_database(path, source, time.time())
+    except OSError as error:
+        print(database_fault(texts, lang, settings, error), file=sys.stderr)
+        return 1
+    except BotError as error:
+        print(texts(lang, error.key, **error.fields), file=sys.stderr)
+        return 1
+    print(texts(lang, "restore.done", path=path, file=source))
+    if done.former:
+        print(texts(lang, "restore.former", path=done.former))
+    if done.version < SCHEMA_VERSION:
+        print(texts(lang, "restore.older", version=done.version, known=SCHEMA_VERSION))
+    return 0
 
 
 def terminal_lang() -> str:
@@ -15442,6 +16100,7 @@ async def running(app: App) -> AsyncIterator[Inbox]:
         await load_spent(app)
         await load_forms(app)
         inbox = Inbox(app)
+        app.db.on_sick = lambda word: database_sick(app, word)
         app.gate.on_gone = lambda chat_id: chat_left(app, chat_id)
         app.gate.on_migrated = lambda old, new: chat_migrated(app, old, new)
         yield inbox
@@ -15474,7 +16133,7 @@ async def serve(app: App, stop: asyncio.Event) -> int:
         if settings.webhook_url and not (web and await begin_webhook(app, web)):
             print(app.texts(settings.language, "cli.webhook"), file=sys.stderr)
             return 1
-        tasks = [app.spawn(body(app), name) for name, body in LOOPS.items()]
+        tasks = [app.spawn(kept_up(app, name, body), name) for name, body in LOOPS.items()]
         tasks.append(app.spawn(announce(app), "announce"))
         if not settings.webhook_url:
             tasks.append(app.spawn(poller.run(), "poller"))
@@ -15500,20 +16159,27 @@ async def take_lock(file: IO[str], stop: asyncio.Event) -> bool:
 
     A predecessor that is stopping is waited for. The lock ends with the process, however that ends.
     """
+    for _ in range(round(10 * (DRAIN_S + 5))):
+        if try_lock(file):
+            return True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0.1)
+        if stop.is_set():
+            return False
+    return False
+
+
+def try_lock(file: IO[str]) -> bool:
+    """Lock a file until it is closed; False where another process has it."""
     try:
         import fcntl
     except ImportError:  # Windows
         return True
-    for _ in range(round(10 * (DRAIN_S + 5))):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), 0.1)
-        if stop.is_set():
-            return False
-    return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def stop_signal() -> asyncio.Event:

@@ -863,3 +863,48 @@ async def test_a_full_disk_after_the_answer_does_not_answer_twice(
     await chat.say("hi")
     await later(60)
     assert [reply.text for reply in chat.replies] == ["Heard: hi"] and okun.inbox_rows == []
+
+
+async def test_it_says_for_how_long_the_oldest_has_been_waiting(
+    okun: Okun, chat: Room, group: Room, model: Script, later: Later
+) -> None:
+    assert okun.app.stuck() == 0.0
+    model.held = True
+    await chat.say("one")
+    await later(60)
+    await chat.say("two")
+    held = okun.wire.hold("sendMessage")
+    await group.say("/help")
+    await later(30)
+    assert okun.app.stuck() == okun.inbox.stuck_s == 90.0
+    model.writing[0].end("one, then")
+    held.set()
+    await later(5)
+    assert okun.app.stuck() == 35.0  # what was said meanwhile is the turn at work now
+    model.writing[1].end("two, then")
+    await okun.settle()
+    assert okun.app.stuck() == 0.0 and okun.app.backlog() == 0
+
+
+async def test_a_clock_that_is_set_back_stops_nothing(okun: Okun, chat: Room, group: Room, later: Later) -> None:
+    await chat.say("one")
+    okun.clock.start -= 3600
+    assert [reply.text for reply in await chat.say("two")] == ["Heard: two"]
+    assert len(await group.say("/help")) == 1
+    await okun.restart()
+    assert [reply.text for reply in await chat.say("three")] == ["Heard: three"] and okun.inbox_rows == []
+
+
+async def test_what_is_asked_while_there_is_no_network_is_answered_when_there_is(
+    okun: Okun, chat: Room, poller: bot.Poller, later: Later
+) -> None:
+    chat.put("say", "one")
+    okun.wire.down = True
+    await later(3 * 3600)
+    assert chat.replies == []
+    okun.wire.down = False
+    chat.put("say", "two")
+    await later(120)
+    assert "two" in chat.replies[-1].text and okun.inbox_rows == [] and chat.rows(where="user_id IS NOT NULL") == [
+        "one", "two",
+    ]  # fmt: skip

@@ -64,6 +64,8 @@ COMPOSED = {
     "broadcast.report.{}": ["done", "stopped", "lost"],
     "cost.days.{}": list(map(str, bot.COST_DAYS)),
     "settings.policy_is.{}": ["always", "smart", "mention", "never"],
+    "owner.sick.{}": sorted({*bot.SICKNESSES.values()} - {"malformed"}),
+    "restore.{}": ["not_sqlite", "damaged"],
     "fault.{}": ["token", "number", "switch", "ids", "choice", "url", "timezone", "hours", "secret", "web_token",
                  "unknown", "unknown_close"],
 }  # fmt: skip
