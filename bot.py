@@ -15238,9 +15238,11 @@ class Sorter:
         self._app, self._last = app, last  # `last`: what waits last in the topic of a message
         self._lexicon = lexicon(app.texts)
         self._feel = self._lexicon.mood if app.settings.local_analysis else no_mood
-        self._limits = app.settings.commands_per_minute, app.settings.buttons_per_minute
+        self._limits = {"commands": app.settings.commands_per_minute, "buttons": app.settings.buttons_per_minute}
         self._refused: Cache[tuple[int, int], bool] = Cache(2000, 3600, app.clock.monotonic)
         self._reacted: Cache[int, Window] = Cache(2000, 120, app.clock.monotonic)
+        # updates that were counted: what could not be stored is sorted again, but it was done once
+        self._counted: Recent[int, bool] = Recent(2000)
         self.ears = Ears(0, "", None)
         self.arriving: dict[tuple[int, int], Waiting] = {}  # the last talk of each topic in the batch at hand
 
@@ -15266,7 +15268,7 @@ class Sorter:
             if not allowed(self._app, chat_id, query["from"]["id"]):
                 self._app.spawn(quietly(self._refuse_press(query)), "refuse")
                 return None, []
-            if not resumed and (left := self._too_many("buttons", query["from"]["id"], self._limits[1])):
+            if not resumed and (left := self._too_many("buttons", query["from"]["id"], update_id)):
                 self._app.spawn(quietly(self._refuse_press(query, left)), "refuse")
                 return None, []
             line = (chat_id, query["from"]["id"])
@@ -15352,7 +15354,7 @@ class Sorter:
         if in_backlog(self._app, heard):  # an old one is answered only where it is the newest of a private chat
             waiting = self._waiting(update_id, raw["message"], heard)
             return waiting if heard.chat_kind == "private" else None
-        if not resumed and name != "cancel" and (left := self._too_many("commands", heard.user_id, self._limits[0])):
+        if not resumed and name != "cancel" and (left := self._too_many("commands", heard.user_id, update_id)):
             self._app.spawn(quietly(self._refuse_command(heard, left)), "refuse")
             return None
         line = None if name == "cancel" else (heard.chat_id, heard.user_id)
@@ -15412,9 +15414,14 @@ class Sorter:
             self._refused.put(key, True)
         return first
 
-    def _too_many(self, kind: str, user_id: int, most: int) -> float:
+    def _too_many(self, kind: str, user_id: int, update_id: int) -> float:
         """Seconds until this person may do one more of these in a minute; 0: now, and it is counted."""
-        return 0.0 if self._app.owner(user_id) else self._app.limiter.take(kind, user_id, most, 60.0)
+        if self._app.owner(user_id) or update_id in self._counted:
+            return 0.0
+        if left := self._app.limiter.take(kind, user_id, self._limits[kind], 60.0):
+            return left
+        self._counted[update_id] = True
+        return 0.0
 
     async def _refuse_press(self, query: Mapping[str, Any], left: float = 0.0) -> None:
         """Answer a press that is not dealt with: too many, told once until that ends, or not allowed at all."""

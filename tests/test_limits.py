@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 from typing import Any
 
 import aiogram.methods
@@ -201,6 +202,49 @@ async def test_what_a_crash_left_is_neither_counted_nor_refused(okun: Okun, chat
     assert "/cancel — " in chat.replies[-1].text
     assert len(await chat.say("/help")) == 1 and chat.replies[-1].text != okun.t("limit.commands")
     assert (await chat.press(menu.data[0], message=menu)).note == okun.t("settings.saved")
+
+
+@settings(commands_per_minute=2, buttons_per_minute=1)
+async def test_what_could_not_be_stored_is_counted_once(
+    okun: Okun, chat: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [menu] = await chat.say("/settings")
+    okun.app.limiter = bot.Limiter(okun.clock.monotonic)
+    write = okun.app.db.write
+    locked = [True, True]
+
+    async def shaky(writes: Any) -> Any:
+        if locked:
+            locked.pop()
+            raise sqlite3.OperationalError("database is locked")
+        return await write(writes)
+
+    monkeypatch.setattr(okun.app.db, "write", shaky)
+    okun.telegram.press(chat.chat, okun.person("Anna"), menu.buttons[0])
+    chat.put("say", "/help")
+    chat.put("say", "/balance")
+    raws = okun.telegram.next_updates()
+    for _ in range(2):  # the poller comes with the same again
+        with pytest.raises(sqlite3.OperationalError):
+            await okun.inbox.take(raws)
+    await okun.feed(*raws)
+    assert len(chat.replies) == 3 and okun.rows("SELECT rich FROM chats") == [(1,)]
+    assert said(await chat.say("/help")) == [words(okun, "limit.commands", 60)]
+
+
+@settings(commands_per_minute=2)
+async def test_what_comes_with_something_unstorable_is_counted_once(okun: Okun, chat: Room) -> None:
+    await chat.say("hi")
+    okun.app.limiter = bot.Limiter(okun.clock.monotonic)
+    for text in ("/help", "/balance"):
+        chat.put("say", text)
+    odd = chat.put("say", "a number beyond 64 bits")
+    raws = okun.telegram.next_updates()
+    assert odd and raws[-1]["message"]["text"].startswith("a number")
+    raws[-1]["message"]["date"] = 1 << 70
+    okun.may_fail = True
+    await okun.feed(*raws)
+    assert len(chat.replies) == 3 and okun.t("balance.nothing") in said(chat.replies)
 
 
 async def later_put(okun: Okun, chat: Room, text: str) -> None:
