@@ -15102,6 +15102,11 @@ def parked_row(raw: Mapping[str, Any], now: int) -> tuple[Any, ...]:
     return raw["update_id"], json.dumps(raw), 0, now, now
 
 
+def costs_in(pending: Mapping[Hot, list[tuple[Any, ...]]]) -> dict[Hot, list[tuple[Any, ...]]]:
+    """What models cost counts, whatever becomes of the update they were asked for."""
+    return {hot: pending[hot] for hot in (PUT_LLM_CALL, PUT_COST) if hot in pending}
+
+
 async def inbox_left(db: Queries) -> list[sqlite3.Row]:
     """What a crash left, oldest first."""
     return await db.all(
@@ -15672,8 +15677,7 @@ class Inbox:
                 return
 
     async def _keep_costs(self, pending: Mapping[Hot, list[tuple[Any, ...]]]) -> None:
-        """What models cost counts, whatever becomes of the update they were asked for."""
-        if costs := {hot: pending[hot] for hot in (PUT_LLM_CALL, PUT_COST) if hot in pending}:
+        if costs := costs_in(pending):
             await self._app.db.write(costs)
 
     async def _try(
@@ -15738,7 +15742,7 @@ class Inbox:
                 return
             except sqlite3.IntegrityError:  # the chat or the person was forgotten meanwhile
                 log.exception("answered, but not stored")
-                writes = {DONE_INBOX: writes[DONE_INBOX]}
+                writes = {DONE_INBOX: writes[DONE_INBOX], **costs_in(pending)}
             except sqlite3.Error as error:  # locked, or the disk is full: only the writing is tried again
                 log.error("answered, but not yet stored: %s", error, extra={"attempt": attempt})
                 if not await self._rest(backoff(self._app.dice, min(attempt, 6), 1.0)):

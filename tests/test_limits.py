@@ -676,6 +676,20 @@ async def test_what_a_call_cost_counts_though_the_answer_never_came(okun: Okun, 
     assert spent == bot.spent_today(okun.app) > 0
 
 
+async def test_what_a_call_cost_counts_though_the_answer_cannot_be_stored(okun: Okun, chat: Room) -> None:
+    real_models(okun, Provider("gemini", BEST))
+    hold = okun.wire.hold("sendMessage")
+    await chat.say("hi")
+    async with okun.app.db.tx() as tx:  # the chat goes while the answer is on its way
+        for statement in ("DELETE FROM messages", "DELETE FROM members", "DELETE FROM chats"):
+            await tx.run(statement)
+    hold.set()
+    await okun.settle()
+    assert said(chat.replies) == [f"I am {BEST}"] and okun.inbox_rows == []
+    assert okun.rows("SELECT calls, micro_usd FROM costs") == [(1, bot.spent_today(okun.app))]
+    assert okun.rows("SELECT count(*) FROM llm_calls") == [(1,)]
+
+
 async def test_a_failed_call_costs_nothing_and_is_counted(okun: Okun) -> None:
     bot.store_llm_call(okun.app, bot.LlmCall(int(NOON), "gemini", BEST, "chat", "server", 5, bot.Usage(), 1, 1, 0))
     bot.store_llm_call(okun.app, bot.LlmCall(int(NOON), "gemini", "odd", "chat", "server", 5, bot.Usage(), 1, 1, None))
