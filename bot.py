@@ -1299,6 +1299,7 @@ CREATE TABLE promo_uses (
     code TEXT NOT NULL REFERENCES promos (code) ON DELETE CASCADE,
     user_id INTEGER NOT NULL,
     used_at INTEGER NOT NULL,
+    message_id INTEGER NOT NULL,
     PRIMARY KEY (code, user_id)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE broadcasts (
@@ -6934,6 +6935,7 @@ async def forget_person(app: App, user_id: int, chat_ids: Iterable[int], *, ever
         async with app.db.tx() as tx:
             await tx.run("UPDATE chats SET title = '?' WHERE chat_id = ?", user_id)
             bound = await chats_with_personas_of(tx, user_id)
+            await tx.run("UPDATE promo_uses SET message_id = 0 WHERE user_id = ?", user_id)
             await tx.run("DELETE FROM users WHERE user_id = ?", user_id)
             await mark_unclean(tx)
         forget_persona_cached(app, user_id, bound)
@@ -11287,7 +11289,18 @@ async def promos_newest(db: Queries) -> list[Promo]:
     return [Promo._make(row) for row in rows]
 
 
-async def take_promo(tx: Tx, user_id: int, code: str, now: int) -> Promo | str:
+async def promo_given(db: Queries, user_id: int, code: str, message_id: int) -> Promo | None:
+    """What a code gave for these very words; they are taken again where the answer to them did not get out."""
+    row = await db.one(
+        """SELECT p.code, p.currency, p.amount, p.uses, p.used, p.expires_at, p.made_at
+           FROM promo_uses AS u JOIN promos AS p ON p.code = u.code
+           WHERE u.code = ? AND u.user_id = ? AND u.message_id = ?""",
+        code, user_id, message_id,
+    )  # fmt: skip
+    return Promo._make(row) if row else None
+
+
+async def take_promo(tx: Tx, user_id: int, code: str, message_id: int, now: int) -> Promo | str:
     """Use a code; what it gave, or why it gave nothing: a key under promo."""
     row = await tx.one(
         "SELECT code, currency, amount, uses, used, expires_at, made_at FROM promos WHERE code = ?", code
@@ -11306,7 +11319,10 @@ async def take_promo(tx: Tx, user_id: int, code: str, now: int) -> Promo | str:
     reference = f"promo {code} {promo.made_at} {user_id}"
     if not await post(tx, user_id, promo.currency, promo.amount, "promo", reference, now):
         return "used"
-    await tx.run("INSERT INTO promo_uses (code, user_id, used_at) VALUES (?, ?, ?)", code, user_id, now)
+    await tx.run(
+        "INSERT INTO promo_uses (code, user_id, used_at, message_id) VALUES (?, ?, ?, ?)",
+        code, user_id, now, message_id,
+    )  # fmt: skip
     await tx.run("UPDATE promos SET used = used + 1 WHERE code = ?", code)
     return promo
 
@@ -11431,11 +11447,14 @@ async def refunds_loop(app: App) -> None:
         await app.clock.sleep(REFUNDS_EVERY_S)
 
 
-async def use_promo(app: App, user_id: int, text: str) -> Promo:
+async def use_promo(app: App, user_id: int, text: str, message_id: int) -> Promo:
     """Give somebody what a code is for. Raises BotError; a code that gives nothing counts as a try, too."""
+    code = promo_folded(text)
     async with money(app, user_id) as tx:
+        if given := await promo_given(tx, user_id, code, message_id):
+            return given
         await use_quota(tx, app, user_id, "promo", PROMO_TRIES)
-        found = await take_promo(tx, user_id, promo_folded(text), int(app.clock.now()))
+        found = await take_promo(tx, user_id, code, message_id, int(app.clock.now()))
     if isinstance(found, str):
         raise BotError(f"promo.{found}")
     return found
@@ -11680,7 +11699,7 @@ async def on_promo(app: App, who: Who, args: str) -> None:
     if app.owner(who.user_id) and app.texts.means(word, "new"):
         await tell(app, who, promo_line(app, who.lang, await make_promo(app, rest)))
     elif args:
-        note = promo_note(app, who.lang, await use_promo(app, who.user_id, args))
+        note = promo_note(app, who.lang, await use_promo(app, who.user_id, args, who.message_id or 0))
         have = amount_words(await balance_of(app, who.user_id))
         await tell(app, who, f"{note} {app.texts(who.lang, 'balance.have', have=have)}")
     elif who.private:
@@ -11705,10 +11724,7 @@ async def enter_promo_act(app: App, who: Who, owner: int, arg: str) -> Done:
 
 @form("promo")
 async def take_promo_words(app: App, who: Who, made: Form, text: str) -> Done:
-    note = made.data.get("done")  # given already, and only what comes after failed
-    if note is None:
-        note = promo_note(app, who.lang, await use_promo(app, who.user_id, text))
-        await put_form(app, who, made._replace(data={**made.data, "done": note}))
+    note = promo_note(app, who.lang, await use_promo(app, who.user_id, text, who.message_id or 0))
     return Done(note, "balance")
 
 

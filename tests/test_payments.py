@@ -698,7 +698,9 @@ async def test_a_code_that_gives_nothing_says_why(okun: Okun, lang: str) -> None
 
 async def test_of_twenty_people_at_once_as_many_get_it_as_it_is_for(okun: Okun) -> None:
     await bot.make_promo(okun.app, "FIVE 7 5")
-    done = await asyncio.gather(*(bot.use_promo(okun.app, 200 + n, "five") for n in range(20)), return_exceptions=True)
+    done = await asyncio.gather(
+        *(bot.use_promo(okun.app, 200 + n, "five", 1) for n in range(20)), return_exceptions=True
+    )
     assert sum(isinstance(one, bot.Promo) for one in done) == 5
     assert {str(one) for one in done if isinstance(one, Exception)} == {"promo.used_up"}
     assert okun.rows("SELECT used FROM promos") == [(5,)] and len(okun.rows("SELECT * FROM promo_uses")) == 5
@@ -707,8 +709,24 @@ async def test_of_twenty_people_at_once_as_many_get_it_as_it_is_for(okun: Okun) 
 
 async def test_one_person_many_times_at_once_gets_it_once(okun: Okun) -> None:
     await bot.make_promo(okun.app, "FIVE 7 5")
-    await asyncio.gather(*(bot.use_promo(okun.app, ANNA, "FIVE") for n in range(9)), return_exceptions=True)
+    await asyncio.gather(*(bot.use_promo(okun.app, ANNA, "FIVE", n + 1) for n in range(9)), return_exceptions=True)
     assert await have(okun) == 7 and okun.rows("SELECT used FROM promos") == [(1,)]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_who_is_answered_late_hears_what_the_code_gave(okun: Okun, chat: Room, asked: bool) -> None:
+    await bot.make_promo(okun.app, "GIFT 5")
+    if asked:
+        await chat.say("/promo")
+    okun.wire.down = True
+    await chat.say("GIFT" if asked else "/promo GIFT")
+    await okun.later(600)
+    okun.wire.down = False
+    await okun.later(60)
+    text = okun.t("promo.given", given="5 🪙") if asked else given(okun, "5 🪙", "5 🪙")
+    assert chat.replies[-1].text.startswith(text) and await have(okun) == 5
+    assert okun.rows("SELECT used FROM quotas WHERE name = 'promo'") == [(1,)]
+    assert (await chat.say("/promo GIFT"))[0].text == okun.t("promo.used")
 
 
 async def test_codes_cannot_be_guessed(okun: Okun, chat: Room) -> None:
@@ -736,7 +754,7 @@ ODD = ("'; DROP TABLE promos; --", "<b>GIFT</b>", "*GIFT*", "`GIFT`", "GIFT\u200
 async def test_an_odd_code_is_no_code(okun: Okun, chat: Room, code: str) -> None:
     await bot.make_promo(okun.app, "GIFT 5")
     with pytest.raises(bot.BotError, match=r"promo\.unknown"):
-        await bot.use_promo(okun.app, ANNA, code)
+        await bot.use_promo(okun.app, ANNA, code, 1)
     with pytest.raises(bot.BotError, match=r"promo\.usage_new"):
         await bot.make_promo(okun.app, f"{code} 5")
     if code.isprintable():
@@ -931,4 +949,5 @@ async def test_a_code_is_used_once_wherever_the_bot_is_killed(okun: Okun, chat: 
         await okun.feed(update)
         assert await have(okun) == 5 * (at + 1), at
         assert okun.rows("SELECT used FROM promos WHERE code = ?", f"CODE{at}") == [(1,)]
+        assert chat.replies[-1].text == given(okun, "5 🪙", f"{5 * (at + 1)} 🪙"), at
     assert at > 8

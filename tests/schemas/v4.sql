@@ -125,9 +125,10 @@ CREATE TABLE promos (
 
 -- Who used a code; stays when they are forgotten, or they could use it again. Goes with the code.
 CREATE TABLE promo_uses (
-    code    TEXT    NOT NULL REFERENCES promos (code) ON DELETE CASCADE,
-    user_id INTEGER NOT NULL,
-    used_at INTEGER NOT NULL,
+    code       TEXT    NOT NULL REFERENCES promos (code) ON DELETE CASCADE,
+    user_id    INTEGER NOT NULL,
+    used_at    INTEGER NOT NULL,
+    message_id INTEGER NOT NULL,               -- that named it: taken again, it is no second use; 0: forgotten
     PRIMARY KEY (code, user_id)
 ) STRICT, WITHOUT ROWID;
 
