@@ -4687,6 +4687,11 @@ async def take_quota(tx: Tx, user_id: int, name: str, day: str, most: int) -> bo
     return row is not None
 
 
+async def quota_used(db: Queries, user_id: int, name: str, day: str) -> int:
+    row = await db.one("SELECT used FROM quotas WHERE user_id = ? AND name = ? AND day = ?", user_id, name, day)
+    return row["used"] if row else 0
+
+
 # -- actions
 
 
@@ -11680,13 +11685,13 @@ async def ask_back_act(app: App, who: Who, owner: int, arg: str) -> Done:
         raise BotError("button.old")
     if payment.state != "paid":
         raise BotError("payment.not_paid")
-    today = day_of(app.clock.now(), app.settings)
-    async with app.db.tx() as tx:
-        first = await take_quota(tx, owner, f"ask back {payment.key}", today, 1)
-    if not first:
+    today, name = day_of(app.clock.now(), app.settings), f"ask back {payment.key}"
+    if await quota_used(app.db.reader, owner, name, today):
         raise BotError("paysupport.asked")
     if not await tell_owners_of(app, "payment.asked", payment):
         raise BotError("paysupport.nobody")
+    async with app.db.tx() as tx:  # only now: a question that reached nobody may be asked again
+        await take_quota(tx, owner, name, today, 1)
     await tell(app, who, app.texts(who.lang, "paysupport.sent"))
     return Done(None, "paysupport")
 

@@ -626,6 +626,11 @@ async def test_without_an_owner_within_reach_it_says_so(okun: Okun, chat: Room) 
     await chat.say("/paysupport")
     await chat.press(okun.t("paysupport.button", number=1))
     assert chat.replies[-1].text == okun.t("paysupport.nobody")
+    owner = okun.private("Owner")
+    await chat.say("/paysupport")
+    await chat.press(okun.t("paysupport.button", number=1))
+    assert [reply.text for reply in owner.replies] == [okun.t("payment.asked", stars=50, name="Anna (11)")]
+    assert okun.t("paysupport.sent") in [reply.text for reply in chat.replies]
 
 
 async def test_a_refunded_payment_is_not_asked_for(okun: Okun, chat: Room, owner: Room) -> None:
