@@ -11729,8 +11729,13 @@ async def enter_promo_act(app: App, who: Who, owner: int, arg: str) -> Done:
 
 @form("promo")
 async def take_promo_words(app: App, who: Who, made: Form, text: str) -> Done:
-    note = promo_note(app, who.lang, await use_promo(app, who.user_id, text, who.message_id or 0))
-    return Done(note, "balance")
+    try:
+        promo = await use_promo(app, who.user_id, text, who.message_id or 0)
+    except BotError as error:
+        if error.key == "limit.day.promo":  # to go on asking would take all talk for codes until tomorrow
+            await drop_form(app, who, made.kind)
+        raise
+    return Done(promo_note(app, who.lang, promo), "balance")
 
 
 @owner_panel("payments", entry=40)
@@ -15057,6 +15062,7 @@ MAX_OUTAGE_S = 3600
 SICK_PAUSE_S = 15.0
 SEEN_S = 48 * 3600
 MAX_TURN = 100
+CANCELS = 10  # a minute, however few commands are allowed
 MAX_KNOWN = 50_000
 ALLOWED_UPDATES = ["message", "edited_message", "callback_query", "my_chat_member", "stopped_message_generation",
                    "pre_checkout_query"]  # fmt: skip
@@ -15264,7 +15270,8 @@ class Sorter:
         self._app, self._last = app, last  # `last`: what waits last in the topic of a message
         self._lexicon = lexicon(app.texts)
         self._feel = self._lexicon.mood if app.settings.local_analysis else no_mood
-        self._limits = {"commands": app.settings.commands_per_minute, "buttons": app.settings.buttons_per_minute}
+        commands, buttons = app.settings.commands_per_minute, app.settings.buttons_per_minute
+        self._limits = {"commands": commands, "cancels": commands and max(commands, CANCELS), "buttons": buttons}
         self._refused: Cache[tuple[int, int], bool] = Cache(2000, 3600, app.clock.monotonic)
         self._reacted: Cache[int, Window] = Cache(2000, 120, app.clock.monotonic)
         # updates that were counted: what could not be stored is sorted again, but it was done once
@@ -15380,7 +15387,8 @@ class Sorter:
         if in_backlog(self._app, heard):  # an old one is answered only where it is the newest of a private chat
             waiting = self._waiting(update_id, raw["message"], heard)
             return waiting if heard.chat_kind == "private" else None
-        if not resumed and name != "cancel" and (left := self._too_many("commands", heard.user_id, update_id)):
+        kind = "cancels" if name == "cancel" else "commands"  # what is being written can be stopped in any case
+        if not resumed and (left := self._too_many(kind, heard.user_id, update_id)):
             self._app.spawn(quietly(self._refuse_command(heard, left)), "refuse")
             return None
         line = None if name == "cancel" else (heard.chat_id, heard.user_id)

@@ -168,6 +168,17 @@ async def test_cancel_is_never_refused(okun: Okun, chat: Room, model: Script) ->
     assert said(await chat.say("/cancel")) == [okun.t("cancel.stopped")]
 
 
+@settings(commands_per_minute=12, sends_per_second=30)
+async def test_cancelling_without_end_mutes_nobody(okun: Okun, group: Room, later: Later) -> None:
+    for _ in range(40):  # Telegram takes 20 messages a minute
+        group.put("say", "/cancel")
+    await okun.take()
+    group.put("say", "/help", by="Borys")
+    await okun.take()
+    assert "/settings — " in group.replies[-1].text and len(group.replies) == 14
+    assert words(okun, "limit.commands", 60) in said(group.replies)
+
+
 @settings(commands_per_minute=2)
 async def test_what_is_no_command_of_ours_counts_nothing(okun: Okun, group: Room) -> None:
     for text in ("/help@other_bot", "/nonsense", "just talk") * 4:

@@ -742,6 +742,7 @@ async def test_codes_cannot_be_guessed(okun: Okun, chat: Room) -> None:
     assert told.text == okun.t("limit.day.promo", most=10, left="12 hours") and await have(okun) == 0
     assert (await chat.say("/promo"))[0].text == okun.t("promo.ask")  # nor by the form
     assert (await chat.say("GIFT"))[0].text == told.text
+    assert (await chat.say("How are you?"))[0].text == "Heard: How are you?"  # no code, and not taken for one
     await okun.restart()
     assert (await chat.say("/promo GIFT"))[0].text == told.text
     assert (await okun.private("Borys").say("/promo GIFT"))[0].text.startswith(given(okun, "5 🪙", "5 🪙", "uk"))
