@@ -3027,6 +3027,11 @@ class Usage:
     sound: int = 0
 
 
+def count_tokens(text: str) -> int:
+    """A cautious estimate: four bytes of UTF-8 a token (two Cyrillic letters, four Latin ones)."""
+    return (len(text) if text.isascii() else len(text.encode())) // 4 + 1
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a model said. `finish`: stop, length (the token limit), cut (the connection ended, the text is partial).
@@ -3275,7 +3280,9 @@ class Gemini:
                     return Media(blob["mimeType"], base64.b64decode(blob["data"]))
         raise LlmFault("empty")
 
-    async def embed(self, model: str, texts: Sequence[str], *, question: bool) -> list[list[float]]:
+    async def embed(
+        self, model: str, texts: Sequence[str], on_usage: Callable[[Usage], None], *, question: bool
+    ) -> list[list[float]]:
         """A vector for each text, https://ai.google.dev/api/embeddings. Raises LlmFault."""
         # several texts in one embedContent would make one vector
         task = "RETRIEVAL_QUERY" if question else "RETRIEVAL_DOCUMENT"
@@ -3285,6 +3292,8 @@ class Gemini:
             for text in texts
         ]  # fmt: skip
         data = await self._post(model, "batchEmbedContents", {"requests": requests})
+        used = gemini_usage(data.get("usageMetadata") or {})
+        on_usage(used if used.input else Usage(sum(map(count_tokens, texts))))  # not all models say
         vectors = [[float(value) for value in entry["values"]] for entry in data["embeddings"]]
         if len(vectors) != len(texts) or not all(vectors):
             raise LlmFault("malformed", "embeddings")
@@ -3380,12 +3389,17 @@ class GeminiReading:
         )
 
 
+def count_in(meta: Mapping[str, Any], name: str) -> int:
+    """A number of tokens that a server tells of; 0 for anything else."""
+    count = meta.get(name)
+    return int(min(max(0, count), 10**9)) if isinstance(count, int | float) and count == count else 0
+
+
 def gemini_usage(meta: Mapping[str, Any]) -> Usage:
     names = ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "cachedContentTokenCount")
-    counts = [count if isinstance(count := meta.get(name), int) else 0 for name in names]
     details = meta.get("promptTokensDetails") or ()
-    sound = sum(one.get("tokenCount") or 0 for one in details if one.get("modality") == "AUDIO")
-    return Usage(counts[0], counts[1], counts[2], counts[3], sound)
+    sound = sum(count_in(one, "tokenCount") for one in details if one.get("modality") == "AUDIO")
+    return Usage(*(count_in(meta, name) for name in names), sound=sound)
 
 
 def gemini_contents(model: str, said: Iterable[Said]) -> list[dict[str, Any]]:
@@ -3602,12 +3616,12 @@ def openai_content(group: Sequence[Said]) -> str | list[dict[str, Any]]:
 def openai_usage(usage: Mapping[str, Any] | None) -> Usage | None:
     if not usage:
         return None
-    thoughts = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    thoughts = count_in(usage.get("completion_tokens_details") or {}, "reasoning_tokens")
     return Usage(
-        usage.get("prompt_tokens") or 0,
-        max(0, (usage.get("completion_tokens") or 0) - thoughts),
+        count_in(usage, "prompt_tokens"),
+        max(0, count_in(usage, "completion_tokens") - thoughts),
         thoughts,
-        (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        count_in(usage.get("prompt_tokens_details") or {}, "cached_tokens"),
     )
 
 
@@ -3849,7 +3863,7 @@ class Llm:
 
         async def call(provider: Gemini | OpenAi, model: str, on_usage: Callable[[Usage], None]) -> list[list[float]]:
             assert isinstance(provider, Gemini)
-            return await provider.embed(model, texts, question=question)
+            return await provider.embed(model, texts, on_usage, question=question)
 
         async with self.slots["embed"]:
             return await self._run("embed", call, 0, 0)
@@ -5022,11 +5036,6 @@ class Past(NamedTuple):
     reply_name: str | None
     persona: str | None = None  # who the bot was when it said this
     reply_persona: str | None = None
-
-
-def count_tokens(text: str) -> int:
-    """A cautious estimate: four bytes of UTF-8 a token (two Cyrillic letters, four Latin ones)."""
-    return (len(text) if text.isascii() else len(text.encode())) // 4 + 1
 
 
 def gap_words(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import sqlite3
 from typing import Any
@@ -523,6 +524,20 @@ def test_openai_counts_thoughts_once() -> None:
     for details, output in ((None, 5), ({"reasoning_tokens": 9}, 0)):
         used = bot.openai_usage({"completion_tokens": 5, "completion_tokens_details": details})
         assert used and used.output == output
+
+
+RUBBISH = ["12", -5, 10**30, 1e300, float("nan"), float("inf"), 12.5, None, [], {}, True]
+
+
+@pytest.mark.parametrize("odd", RUBBISH)
+def test_rubbish_for_a_number_of_tokens_is_no_fault_and_no_credit(odd: Any) -> None:
+    meta = dict.fromkeys(("promptTokenCount", "candidatesTokenCount", "cachedContentTokenCount"), odd)
+    usage = {"prompt_tokens": odd, "completion_tokens": odd, "prompt_tokens_details": {"cached_tokens": odd},
+             "completion_tokens_details": {"reasoning_tokens": odd}}  # fmt: skip
+    sound = [{"modality": "AUDIO", "tokenCount": odd}]
+    for used in (bot.gemini_usage({**meta, "promptTokensDetails": sound}), bot.openai_usage(usage)):
+        assert used and all(type(count) is int and 0 <= count <= 10**9 for count in dataclasses.astuple(used))
+        assert (micro(BEST, used) or 0) >= 0
 
 
 def test_gemini_says_how_much_of_it_was_sound() -> None:

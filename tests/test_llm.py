@@ -1376,6 +1376,12 @@ async def test_a_question_is_embedded_as_a_question(able: bot.Llm, gemini: FakeG
     }
 
 
+async def test_vectors_cost_what_their_texts_are_long(able: bot.Llm, gemini: FakeGemini) -> None:
+    await able.embed(["a pike", "щука" * 1000])
+    price = bot.price_of(EMBED, "2026-11-21")
+    assert price and CALLS[0].usage == bot.Usage(2 + 2001) and CALLS[0].micro_usd == round(2003 * price.input)
+
+
 @pytest.mark.parametrize("fault", ["503", "500", "malformed", "reset"])
 async def test_one_fault_costs_no_vector(able: bot.Llm, gemini: FakeGemini, fault: str) -> None:
     gemini.fault(fault)
