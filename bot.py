@@ -15072,6 +15072,7 @@ SICK_PAUSE_S = 15.0
 SEEN_S = 48 * 3600
 MAX_TURN = 100
 CANCELS = 10  # a minute, however few commands are allowed
+ALWAYS_OPEN = ("paysupport", "terms")  # in private, also to the banned: who paid can ask for it back, at any time
 MAX_KNOWN = 50_000
 ALLOWED_UPDATES = ["message", "edited_message", "callback_query", "my_chat_member", "stopped_message_generation",
                    "pre_checkout_query"]  # fmt: skip
@@ -15111,6 +15112,11 @@ def is_update(raw: Any) -> bool:
     """An object with an id that the database can hold."""
     update_id = raw.get("update_id") if isinstance(raw, dict) else None
     return type(update_id) is int and 0 <= update_id < 2**63
+
+
+def asks_back(query: Mapping[str, Any]) -> bool:
+    """Is it a press of the button that asks for one's Stars?"""
+    return re.match(rf"{DoPress.__prefix__}:\d+:askback:", query.get("data") or "") is not None
 
 
 def continues(last: Waiting, heard: Heard) -> bool:
@@ -15307,7 +15313,7 @@ class Sorter:
             ]
         if query := raw.get("callback_query"):
             chat_id = ((query.get("message") or {}).get("chat") or {}).get("id", 0)
-            if not allowed(self._app, chat_id, query["from"]["id"]):
+            if not (asks_back(query) or allowed(self._app, chat_id, query["from"]["id"])):
                 self._app.spawn(quietly(self._refuse_press(query)), "refuse")
                 return None, []
             if not resumed and (left := self._too_many("buttons", query["from"]["id"], update_id)):
@@ -15342,7 +15348,7 @@ class Sorter:
         heard = hear(message)
         if heard is None:
             return None, []
-        if not allowed(self._app, heard.chat_id, heard.user_id):
+        if not (allowed(self._app, heard.chat_id, heard.user_id) or self._open_to_all(message, heard)):
             if heard.chat_kind == "private" or addressed(message, self.ears):
                 self._refuse(heard)
             return None, []
@@ -15352,6 +15358,10 @@ class Sorter:
         if heard.silent:
             return None, rows
         return self._plan(update_id, raw, heard, mood, resumed=resumed), rows
+
+    def _open_to_all(self, message: Mapping[str, Any], heard: Heard) -> bool:
+        given = command_of(message, self.ears) if heard.chat_kind == "private" else None
+        return given is not None and given[0] in ALWAYS_OPEN
 
     def _plan(
         self, update_id: int, raw: Mapping[str, Any], heard: Heard, mood: Mood, *, resumed: bool
@@ -15446,8 +15456,7 @@ class Sorter:
         """Tell somebody who may not talk to the bot, once an hour."""
         error = refusal(self._app, heard.chat_id, heard.user_id)
         if error and self._first_refusal(error, heard.chat_id, heard.user_id):
-            text = error_text(self._app, pick_lang(heard.language_code, self._app.settings.language), error)
-            self._app.spawn(quietly(say(self._app.bot, heard.chat_id, text, thread_id=heard.thread_id)), "refuse")
+            self._app.spawn(quietly(self._refuse_talk(heard, error)), "refuse")
 
     def _first_refusal(self, error: BotError, chat_id: int, user_id: int) -> bool:
         """Were they not told this here in the last hour; who is banned: anywhere?"""
@@ -15477,12 +15486,18 @@ class Sorter:
         note = error_text(self._app, lang, error) if error and not silent else ""
         await self._app.bot(AnswerCallbackQuery(callback_query_id=query["id"], text=note or None, show_alert=not left))
 
+    async def _refuse_talk(self, heard: Heard, error: BotError) -> None:
+        text = error_text(self._app, (await self._asker(heard)).lang, error)
+        await say(self._app.bot, heard.chat_id, text, thread_id=heard.thread_id)
+
     async def _refuse_command(self, heard: Heard, left: float) -> None:
+        await refuse(self._app, await self._asker(heard), "commands", heard.user_id, left)
+
+    async def _asker(self, heard: Heard) -> Who:
         private = heard.chat_kind == "private"
         chosen = None if private else (await chat_settings(self._app, heard.chat_id)).lang
         lang = chosen or await lang_of(self._app, heard.user_id, heard.language_code)
-        who = Who(heard.chat_id, heard.thread_id, heard.user_id, lang, private, message_id=heard.message_id)
-        await refuse(self._app, who, "commands", heard.user_id, left)
+        return Who(heard.chat_id, heard.thread_id, heard.user_id, lang, private, message_id=heard.message_id)
 
     def _react(self, heard: Heard, mood: Mood) -> None:
         """React beside, at most 5 times a minute in a chat."""

@@ -289,6 +289,12 @@ async def test_the_card_of_a_person_says_what_is_known(okun: Okun, owner: Room, 
 # -- bans
 
 
+async def test_a_refusal_is_in_the_language_that_was_chosen(okun: Okun, chat: Room) -> None:
+    await chat.say("/lang ru")
+    await bot.set_access(okun.app, ANNA, "banned")
+    assert [reply.text for reply in await chat.say("hello?")] == [okun.t("error.banned", "ru")]
+
+
 async def test_a_banned_person_is_refused_kindly_once_an_hour(
     okun: Okun, owner: Room, chat: Room, group: Room, model: Script, later: Later
 ) -> None:

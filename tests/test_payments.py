@@ -633,6 +633,26 @@ async def test_without_an_owner_within_reach_it_says_so(okun: Okun, chat: Room) 
     assert okun.t("paysupport.sent") in [reply.text for reply in chat.replies]
 
 
+@settings(allowed_users=frozenset({BORYS}))
+@pytest.mark.parametrize("verdict", ["banned", None])
+async def test_who_is_shut_out_can_still_ask_for_their_stars(
+    okun: Okun, chat: Room, owner: Room, verdict: str | None
+) -> None:
+    await bot.set_access(okun.app, ANNA, "allowed")
+    await buy(chat)
+    await bot.set_access(okun.app, ANNA, verdict)
+    assert okun.t("terms.text") in (await chat.say("/terms"))[0].text
+    await chat.say("/paysupport")
+    await chat.press(okun.t("paysupport.button", number=1))
+    assert [reply.text for reply in owner.replies] == [okun.t("payment.asked", stars=50, name="Anna (11)")]
+    assert chat.replies[-1].text == okun.t("paysupport.sent")
+    assert (await chat.press(okun.t("menu.back"))).message.text != okun.t("balance.have", have="100 🪙")
+    refusal = okun.t("error.banned" if verdict else "error.not_allowed")
+    assert [reply.text for reply in await chat.say("/balance")] in ([], [refusal])
+    group = okun.group()
+    assert okun.t("paysupport.text") not in [reply.text for reply in await group.say("/paysupport")]
+
+
 async def test_a_refunded_payment_is_not_asked_for(okun: Okun, chat: Room, owner: Room) -> None:
     payment = await buy(chat)
     [shown] = await chat.say("/paysupport")
