@@ -11099,7 +11099,7 @@ async def summary_act(app: App, who: Who, owner: int, arg: str) -> Done:
 
 STARS = "XTR"
 OPERATIONS_A_PAGE, PAYMENTS_A_PAGE, PROMOS_A_PAGE = 10, 8, 8
-OWN_PAYMENTS = 5  # shown to their payer
+OWN_PAYMENTS_A_PAGE = 5
 PROMO_TRIES = 10  # a day and person
 REFUNDS_EVERY_S = 3600
 NEWEST = 1 << 62  # above every id
@@ -11235,12 +11235,12 @@ async def payments_at(db: Queries, paid_at: int) -> list[Paid]:
     return [Paid(Payment._make(row[:-2]), *row[-2:]) for row in rows]
 
 
-async def payments_of(db: Queries, user_id: int, most: int) -> list[Payment]:
-    """The last payments of somebody, newest first."""
+async def payments_of(db: Queries, user_id: int, skip: int, most: int) -> list[Payment]:
+    """Payments of somebody, newest first."""
     rows = await db.all(
         """SELECT charge_id, user_id, pack, stars, currency, units, paid_at, state, taken_back, changed_at
-           FROM payments WHERE user_id = ? ORDER BY paid_at DESC LIMIT ?""",
-        user_id, most,
+           FROM payments WHERE user_id = ? ORDER BY paid_at DESC, charge_id LIMIT ? OFFSET ?""",
+        user_id, most, skip,
     )  # fmt: skip
     return [Payment._make(row) for row in rows]
 
@@ -11523,6 +11523,12 @@ def promo_line(app: App, lang: str, promo: Promo) -> str:
     return app.texts(lang, "promo.line", code=promo.code, amount=amount, used=promo.used, uses=promo.uses, until=until)
 
 
+def turns_of(owner: int, panel: str, page: int, *, more: bool) -> Row:
+    """Buttons to the pages of payments beside this one: how many there are in all is not counted."""
+    turns = [go("◀", owner, panel, page - 1)] if page else []
+    return [*turns, *([go("▶", owner, panel, page + 1)] if more else ())]
+
+
 def payment_line(app: App, lang: str, payment: Payment) -> str:
     """A payment in a line, without its payer."""
     what = f"{payment.units} {ICONS[payment.currency]}" if payment.units else app.texts(lang, "payment.unknown")
@@ -11671,17 +11677,20 @@ async def on_paysupport(app: App, who: Who, args: str) -> None:
 
 @panel("paysupport")
 async def paysupport_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
-    """How to get Stars back; in private with one's own last payments."""
+    """How to get Stars back; in private with one's own payments. `arg`: the page."""
     t = functools.partial(app.texts, who.lang)
     if not who.private:
         return Panel(f"{t('paysupport.text')}\n\n{t('paysupport.in_private')}")
-    payments = await payments_of(app.db.reader, owner, OWN_PAYMENTS)
-    lines = [f"{number}. {payment_line(app, who.lang, one)}" for number, one in enumerate(payments, 1)]
+    page = min(number_in(arg), 10**6)
+    found = await payments_of(app.db.reader, owner, page * OWN_PAYMENTS_A_PAGE, OWN_PAYMENTS_A_PAGE + 1)
+    shown = [*enumerate(found[:OWN_PAYMENTS_A_PAGE], page * OWN_PAYMENTS_A_PAGE + 1)]
+    lines = [f"{number}. {payment_line(app, who.lang, one)}" for number, one in shown]
     rows: list[Row] = [
         [do(t("paysupport.button", number=number), owner, "askback", one.key)]
-        for number, one in enumerate(payments, 1)
+        for number, one in shown
         if one.state == "paid"
     ]
+    rows.append(turns_of(owner, "paysupport", page, more=len(found) > OWN_PAYMENTS_A_PAGE))
     mine = t("paysupport.yours", payments="\n".join(lines)) if lines else t("paysupport.none")
     return Panel(f"{t('paysupport.text')}\n\n{mine}", rows, back=("balance", ""))
 
@@ -11755,8 +11764,7 @@ async def payments_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     shown = [*enumerate(found[:PAYMENTS_A_PAGE], page * PAYMENTS_A_PAGE + 1)]
     lines = [f"{number}. {payment_line(app, who.lang, one.payment)} – {one.payer}" for number, one in shown]
     ways = [go(str(number), owner, "payment", one.payment.key) for number, one in shown]
-    turns = [go("◀", owner, "payments", page - 1)] if page else []
-    turns += [go("▶", owner, "payments", page + 1)] if len(found) > PAYMENTS_A_PAGE else []
+    turns = turns_of(owner, "payments", page, more=len(found) > PAYMENTS_A_PAGE)
     text = t("payment.list", payments="\n".join(lines)) if lines else t("payment.none")
     return Panel(text, [*in_rows(ways, 4), turns], back=("admin", ""))
 

@@ -633,6 +633,21 @@ async def test_without_an_owner_within_reach_it_says_so(okun: Okun, chat: Room) 
     assert okun.t("paysupport.sent") in [reply.text for reply in chat.replies]
 
 
+async def test_every_payment_can_be_asked_back_however_old(okun: Okun, chat: Room, owner: Room) -> None:
+    for _ in range(7):
+        await buy(chat)
+        await okun.later(60)
+    first = (await payments(okun))[-1]
+    [shown] = await chat.say("/paysupport")
+    assert [text for text in shown.buttons if "refund" in text] == [
+        okun.t("paysupport.button", number=number) for number in range(1, 6)
+    ]
+    shown = (await chat.press("▶")).message
+    assert shown.buttons[:3] == [okun.t("paysupport.button", number=6), okun.t("paysupport.button", number=7), "◀"]
+    await chat.press(shown.buttons[1])
+    assert (await owner.press(okun.t("payment.button.open"))).message.text.count(first.charge_id) == 1
+
+
 @settings(allowed_users=frozenset({BORYS}))
 @pytest.mark.parametrize("verdict", ["banned", None])
 async def test_who_is_shut_out_can_still_ask_for_their_stars(
