@@ -3803,6 +3803,15 @@ class Llm:
         price = price_of(model, self.day())
         return cost_of(price, usage) if price else None
 
+    def unpriced(self) -> list[str]:
+        """The models whose calls no budget counts: they cost, but nobody knows what."""
+        found = {
+            model: self.cost(provider, model, Usage())
+            for provider in self.providers
+            for model in itertools.chain.from_iterable(provider.models.values())
+        }
+        return [model for model, cost in found.items() if cost is None]
+
     def day(self) -> str:
         """Today in TIMEZONE."""
         return day_of(self._clock.now(), self._settings)
@@ -4648,7 +4657,9 @@ async def tell_budget(app: App, day: str) -> None:
 
 
 async def load_spent(app: App) -> None:
-    """What today cost before this start."""
+    """What today cost before this start; a warning where a budget cannot be held."""
+    if app.settings.daily_budget_usd and (unpriced := app.llm.unpriced()):
+        log.warning("no price is known, DAILY_BUDGET_USD does not count them: %s", ", ".join(unpriced))
     day = app.llm.day()
     row = await app.db.reader.one("SELECT sum(micro_usd) AS spent FROM costs WHERE day = ?", day)
     app.spent = day, (row["spent"] if row else 0) or 0
@@ -16366,6 +16377,8 @@ async def check(settings: Settings) -> int:
         for provider in app.llm.providers:
             for model in dict.fromkeys(itertools.chain.from_iterable(provider.models.values())):
                 report(await check_model(provider, model, t), t("check.model", model=model))
+        for model in app.llm.unpriced() if settings.daily_budget_usd else ():
+            report(t("check.unpriced", model=model, date=PRICES_OF), "")
         if app.llm.can("speak"):
             report(None if find_ffmpeg() else t("check.no_ffmpeg"), t("check.ffmpeg"))
         if not app.llm:

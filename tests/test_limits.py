@@ -635,6 +635,17 @@ async def test_a_model_without_a_known_price_is_counted_as_such(okun: Okun, chat
 
 
 @settings(daily_budget_usd=0.5)
+async def test_what_a_budget_cannot_count_is_said_at_the_start(okun: Okun, caplog: pytest.LogCaptureFixture) -> None:
+    await okun.restart()
+    assert "DAILY_BUDGET_USD" not in caplog.text
+    await okun.restart(gemini_model=(BEST, "gemini-9-ultra"))
+    assert "DAILY_BUDGET_USD does not count them: gemini-9-ultra" in caplog.text
+    caplog.clear()
+    await okun.restart(daily_budget_usd=0.0)
+    assert "DAILY_BUDGET_USD" not in caplog.text
+
+
+@settings(daily_budget_usd=0.5)
 async def test_batches_and_summaries_stop_with_the_budget(okun: Okun, chat: Room) -> None:
     real_models(okun, Provider("gemini", BEST))
     assert okun.app.llm.affords("light") and okun.app.llm.affords("chat")

@@ -270,6 +270,18 @@ async def test_check_knows_openai_compatible_models(capsys: Capture, local: dict
     assert code == 1 and lines[-1].startswith("✗ model no-such-model")
 
 
+async def test_check_names_what_no_budget_counts(
+    capsys: Capture, local: dict[str, Any], gemini: FakeGemini
+) -> None:
+    strange = {"openai_api_url": "https://models.test/v1", "openai_model": ("gpt-9", "some/model:free")}
+    told = f"✗ {TEXTS('en', 'check.unpriced', model='gpt-9', date=bot.PRICES_OF)}"
+    code, lines = await check(capsys, local, daily_budget_usd=1.0, **strange)
+    assert code == 1 and told in lines and not any("some/model" in line for line in lines if "budget" in line.lower())
+    assert told not in (await check(capsys, local, **strange))[1]
+    at_home = strange | {"openai_api_url": gemini.url + "/v1"}
+    assert told not in (await check(capsys, local, daily_budget_usd=1.0, **at_home))[1]
+
+
 def test_check_without_a_token_is_a_fault(home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bot.main(["--check"]) == 1
     assert f"✗ {TEXTS('en', 'check.no_token')}" in capsys.readouterr().out.splitlines()
