@@ -3399,7 +3399,8 @@ def gemini_usage(meta: Mapping[str, Any]) -> Usage:
     names = ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "cachedContentTokenCount")
     details = meta.get("promptTokensDetails") or ()
     sound = sum(count_in(one, "tokenCount") for one in details if one.get("modality") == "AUDIO")
-    return Usage(*(count_in(meta, name) for name in names), sound=sound)
+    counts = [count_in(meta, name) for name in names]
+    return Usage(counts[0], counts[1], counts[2], counts[3], sound)
 
 
 def gemini_contents(model: str, said: Iterable[Said]) -> list[dict[str, Any]]:
@@ -11529,7 +11530,9 @@ def promo_note(app: App, lang: str, promo: Promo) -> str:
 
 
 def promo_line(app: App, lang: str, promo: Promo) -> str:
-    until = day_words(app, lang, promo.expires_at) if promo.expires_at else app.texts(lang, "promo.for_ever")
+    until = app.texts(lang, "promo.for_ever")
+    if promo.expires_at:
+        until = app.texts(lang, "promo.until", day=day_words(app, lang, promo.expires_at))
     amount = f"{promo.amount} {ICONS[promo.currency]}"
     return app.texts(lang, "promo.line", code=promo.code, amount=amount, used=promo.used, uses=promo.uses, until=until)
 

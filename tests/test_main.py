@@ -270,9 +270,7 @@ async def test_check_knows_openai_compatible_models(capsys: Capture, local: dict
     assert code == 1 and lines[-1].startswith("✗ model no-such-model")
 
 
-async def test_check_names_what_no_budget_counts(
-    capsys: Capture, local: dict[str, Any], gemini: FakeGemini
-) -> None:
+async def test_check_names_what_no_budget_counts(capsys: Capture, local: dict[str, Any], gemini: FakeGemini) -> None:
     strange = {"openai_api_url": "https://models.test/v1", "openai_model": ("gpt-9", "some/model:free")}
     told = f"✗ {TEXTS('en', 'check.unpriced', model='gpt-9', date=bot.PRICES_OF)}"
     code, lines = await check(capsys, local, daily_budget_usd=1.0, **strange)
