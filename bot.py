@@ -11195,6 +11195,11 @@ class Promo(NamedTuple):
     expires_at: int | None
     made_at: int
 
+    def same(self, other: Promo) -> bool:
+        """Did the same line make the other one before? Words whose answer did not get out are taken again."""
+        later = other.made_at - self.made_at
+        return other == self._replace(expires_at=self.expires_at and self.expires_at + later, made_at=other.made_at)
+
 
 def promo_folded(text: str) -> str:
     return whole(text).strip().upper()
@@ -11308,6 +11313,13 @@ async def put_promo(tx: Tx, promo: Promo) -> bool:
     return row is not None
 
 
+async def promo_of(db: Queries, code: str) -> Promo | None:
+    row = await db.one(
+        "SELECT code, currency, amount, uses, used, expires_at, made_at FROM promos WHERE code = ?", code
+    )
+    return Promo._make(row) if row else None
+
+
 async def promos_newest(db: Queries) -> list[Promo]:
     rows = await db.all(
         "SELECT code, currency, amount, uses, used, expires_at, made_at FROM promos ORDER BY made_at DESC, code"
@@ -11328,12 +11340,9 @@ async def promo_given(db: Queries, user_id: int, code: str, message_id: int) -> 
 
 async def take_promo(tx: Tx, user_id: int, code: str, message_id: int, now: int) -> Promo | str:
     """Use a code; what it gave, or why it gave nothing: a key under promo."""
-    row = await tx.one(
-        "SELECT code, currency, amount, uses, used, expires_at, made_at FROM promos WHERE code = ?", code
-    )
-    if row is None:
+    promo = await promo_of(tx, code)
+    if promo is None:
         return "unknown"
-    promo = Promo._make(row)
     if await tx.one("SELECT 1 FROM promo_uses WHERE code = ? AND user_id = ?", code, user_id):
         return "used"
     if promo.expires_at is not None and promo.expires_at <= now:
@@ -11489,10 +11498,10 @@ async def use_promo(app: App, user_id: int, text: str, message_id: int) -> Promo
 async def make_promo(app: App, text: str) -> Promo:
     promo = read_promo(text, int(app.clock.now()))
     async with app.db.tx() as tx:
-        new = await put_promo(tx, promo)
-    if not new:
+        known = None if await put_promo(tx, promo) else await promo_of(tx, promo.code)
+    if known and not promo.same(known):
         raise BotError("promo.exists", code=promo.code)
-    return promo
+    return known or promo
 
 
 async def send_invoice(app: App, who: Who, pack_id: str) -> None:
@@ -11881,9 +11890,7 @@ async def new_promo_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
 @form("newpromo")
 async def take_new_promo_words(app: App, who: Who, made: Form, text: str) -> Done:
     require_owner(app, who)
-    if "done" not in made.data:  # else it is made, and only what comes after failed
-        promo = await make_promo(app, text)
-        await put_form(app, who, made._replace(data={**made.data, "done": promo.code}))
+    await make_promo(app, text)
     return Done(app.texts(who.lang, "promo.made"), "promos")
 
 

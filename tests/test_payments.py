@@ -856,6 +856,19 @@ async def test_a_code_is_not_made_twice(okun: Okun, owner: Room) -> None:
     assert okun.rows("SELECT amount FROM promos") == [(5,)]
 
 
+@pytest.mark.parametrize("line", ["SUMMER 5", "SUMMER 5 100 30"])
+async def test_an_owner_who_is_answered_late_hears_that_the_code_is_made(okun: Okun, owner: Room, line: str) -> None:
+    okun.wire.down = True
+    await owner.say(f"/promo new {line}")
+    await okun.later(60)
+    okun.wire.down = False
+    await okun.later(60)
+    [promo] = await bot.promos_newest(okun.app.db.reader)
+    assert [reply.text for reply in owner.replies] == [bot.promo_line(okun.app, "en", promo)]
+    await bot.use_promo(okun.app, ANNA, "SUMMER", 1)
+    assert (await owner.say(f"/promo new {line}"))[0].text == okun.t("promo.exists", code="SUMMER")
+
+
 # -- privacy
 
 
