@@ -10869,10 +10869,11 @@ async def remind_at_once(app: App, who: Who, turn: Turn) -> str | None:
     names = [name for name in (*app.settings.bot_names, app.me.username if app.me else None) if name]
     heard = turn.newest.heard
     wish = read_reminder(time_words(app.texts), heard.text, names, heard.sent_at, app.settings.timezone)
-    if wish is None:
-        unheard = not app.llm and wish_of(time_words(app.texts), heard.text, names) is not None
-        return app.texts(who.lang, "reminder.unclear") if unheard else None  # a model might understand it
-    return await set_and_say(app, who, *wish)
+    if wish is None and (app.llm or wish_of(time_words(app.texts), heard.text, names) is None):
+        return None  # a model might understand it
+    if not await within_limits(app, who, turn):
+        return ""
+    return await set_and_say(app, who, *wish) if wish else app.texts(who.lang, "reminder.unclear")
 
 
 @tool("set_reminder", "Remind the person who asks, in this chat, once. Tell them afterwards when it will be.",

@@ -380,6 +380,14 @@ async def test_talk_that_a_crash_left_is_answered_and_not_counted(okun: Okun, ch
     assert said(await chat.say("more")) == [words(okun, "limit.replies", 3600)]
 
 
+@settings(replies_per_hour=2)
+async def test_reminders_are_replies_too(okun: Okun, group: Room) -> None:
+    for n in range(5):
+        await group.say(f"okun, remind me tomorrow at 9:1{n} to call mom")
+    assert len(okun.rows("SELECT * FROM reminders")) == 2
+    assert said(group.replies)[2:] == [words(okun, "limit.replies", 3600)]
+
+
 @settings(replies_per_hour=1)
 async def test_an_answer_to_a_form_is_no_reply(okun: Okun, chat: Room) -> None:
     await chat.say("/personas")
