@@ -7152,6 +7152,13 @@ async def export_head(app: App, user_id: int) -> dict[str, Any]:
         user_id,
     )
     promos = await db.all("SELECT code, used_at FROM promo_uses WHERE user_id = ?", user_id)
+    limits = await db.all("SELECT name, day, used FROM quotas WHERE user_id = ?", user_id)
+    calls = await db.all(
+        """SELECT model, capability, count(*) AS calls, sum(input_tokens) AS input_tokens,
+                  sum(output_tokens + thought_tokens) AS output_tokens
+           FROM llm_calls WHERE user_id = ? GROUP BY model, capability""",
+        user_id,
+    )
     return {
         "exported_at": int(app.clock.now()),
         "person": dict(person) if person else {"user_id": user_id},
@@ -7166,6 +7173,9 @@ async def export_head(app: App, user_id: int) -> dict[str, Any]:
         "ledger": [dict(row) for row in ledger],
         "payments": [dict(row) for row in payments],
         "promo_codes": [dict(row) for row in promos],
+        "limits": [dict(row) for row in limits],
+        "model_calls": [dict(row) for row in calls],
+        "access": app.access.get(user_id),
     }
 
 
@@ -13439,7 +13449,8 @@ async def on_cost(app: App, who: Who, args: str) -> None:
 async def cost_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     """What models cost, from one query. `arg`: of COST_DAYS, those that are shown model by model."""
     t, now = functools.partial(app.texts, who.lang), app.clock.now()
-    since = [day_of(now - (days - 1) * DAY_S, app.settings) for days in COST_DAYS]
+    today = datetime.fromtimestamp(now, app.settings.timezone).date()  # days of 23 and 25 hours are days, too
+    since = [(today - timedelta(days=days - 1)).isoformat() for days in COST_DAYS]
     periods = cost_periods(await costs_since(app.db.reader, *since))
     shown = next((days for days in COST_DAYS if str(days) == arg), 1)
     totals = [

@@ -8,10 +8,11 @@ import itertools
 import logging
 import sqlite3
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import ANNA, BORYS, NOON, OLENA, OWNER, TEXTS, Later, Okun, Reply, Room, Script, settings
+from conftest import ANNA, BORYS, KYIV, NOON, OLENA, OWNER, TEXTS, Later, Okun, Reply, Room, Script, settings
 from test_panels import bad_notes, entries_in, walk, way_back
 
 import bot
@@ -505,6 +506,18 @@ async def test_costs_by_period_and_model(okun: Okun, owner: Room) -> None:
     pressed = await owner.press("30 days", message=shown)
     assert "gemini-3.8-flash – calls: 3, " in pressed.message.text and "✓ 30 days" in pressed.message.buttons
     assert "mystery-1 – calls: 1" in pressed.message.text
+
+
+@pytest.mark.parametrize("now", [(2026, 3, 30, 0, 30), (2026, 10, 25, 23, 30)])
+async def test_seven_days_are_seven_where_the_clock_changes(okun: Okun, owner: Room, now: tuple[int, ...]) -> None:
+    okun.clock.set(*now)
+    noon = datetime(*now[:3], 12, tzinfo=KYIV)  # type: ignore[arg-type,misc]
+    for days in range(9):
+        at = (noon - timedelta(days=days)).timestamp()
+        usage = bot.Usage(1_000_000)
+        bot.store_llm_call(okun.app, bot.LlmCall(int(at), "gemini", "x", "chat", "ok", 5, usage, 1, 1, 1_000_000))
+    await okun.settle()
+    assert "\n7 days: 7.00 $" in (await owner.say("/cost"))[0].text
 
 
 async def test_costs_where_there_are_none(okun: Okun, owner: Room) -> None:

@@ -900,10 +900,19 @@ async def test_an_export_has_all_that_is_ones_own(okun: Okun, chat: Room, tmp_pa
     payment = await buy(chat)
     await chat.say("/promo GIFT")
     await okun.feed(paid_update(okun, 5000, charge="other", person="Borys"))
+    await bot.set_access(okun.app, ANNA, "allowed")
+    for user_id in (ANNA, ANNA, BORYS):
+        used = bot.Usage(3, 4, 5)
+        bot.store_llm_call(okun.app, bot.LlmCall(int(NOON), "gemini", "m", "chat", "ok", 5, used, 1, user_id, 0))
+    await okun.settle()
     head = await bot.export_head(okun.app, ANNA)
     assert head["balances"] == {"coins": 105} and [row["delta"] for row in head["ledger"]] == [100, 5]
     assert [row["charge_id"] for row in head["payments"]] == [payment.charge_id]
     assert [row["code"] for row in head["promo_codes"]] == ["GIFT"]
+    assert [(row["name"], row["used"]) for row in head["limits"]] == [("promo", 1)] and head["access"] == "allowed"
+    assert head["model_calls"] == [
+        {"model": "m", "capability": "chat", "calls": 2, "input_tokens": 6, "output_tokens": 18}
+    ]
     assert bot.json_loads(bot.json_dumps(head))
 
 
