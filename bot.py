@@ -15155,9 +15155,10 @@ def is_update(raw: Any) -> bool:
     return type(update_id) is int and 0 <= update_id < 2**63
 
 
-def asks_back(query: Mapping[str, Any]) -> bool:
-    """Is it a press of the button that asks for one's Stars?"""
-    return re.match(rf"{DoPress.__prefix__}:\d+:askback:", query.get("data") or "") is not None
+def act_of(query: Mapping[str, Any]) -> str:
+    """The name of the act that a press is for; "" where it only leads to a menu."""
+    found = re.match(rf"{DoPress.__prefix__}:-?\d+:(\w+):", query.get("data") or "")
+    return found[1] if found else ""
 
 
 def continues(last: Waiting, heard: Heard) -> bool:
@@ -15331,7 +15332,7 @@ class Sorter:
         self._refused: Cache[tuple[int, int], bool] = Cache(2000, 3600, app.clock.monotonic)
         self._reacted: Cache[int, Window] = Cache(2000, 120, app.clock.monotonic)
         # updates that were counted: what could not be stored is sorted again, but it was done once
-        self._counted: Recent[int, bool] = Recent(2000)
+        self._counted: Recent[tuple[str, int], bool] = Recent(2000)
         self.ears = Ears(0, "", None)
         self.arriving: dict[tuple[int, int], Waiting] = {}  # the last talk of each topic in the batch at hand
 
@@ -15354,10 +15355,14 @@ class Sorter:
             ]
         if query := raw.get("callback_query"):
             chat_id = ((query.get("message") or {}).get("chat") or {}).get("id", 0)
-            if not (asks_back(query) or allowed(self._app, chat_id, query["from"]["id"])):
+            act = act_of(query)
+            if not (act == "askback" or allowed(self._app, chat_id, query["from"]["id"])):
                 self._app.spawn(quietly(self._refuse_press(query)), "refuse")
                 return None, []
-            if not resumed and (left := self._too_many("buttons", query["from"]["id"], update_id)):
+            slow = act in ACTS and ACTS[act].slow  # it asks a model or sends something: a command by another name
+            kinds = () if resumed else ("buttons", "commands") if slow else ("buttons",)
+            left = max((self._too_many(kind, query["from"]["id"], update_id) for kind in kinds), default=0.0)
+            if left:
                 self._app.spawn(quietly(self._refuse_press(query, left)), "refuse")
                 return None, []
             line = (chat_id, query["from"]["id"])
@@ -15509,11 +15514,11 @@ class Sorter:
 
     def _too_many(self, kind: str, user_id: int, update_id: int) -> float:
         """Seconds until this person may do one more of these in a minute; 0: now, and it is counted."""
-        if self._app.owner(user_id) or update_id in self._counted:
+        if self._app.owner(user_id) or (kind, update_id) in self._counted:
             return 0.0
         if left := self._app.limiter.take(kind, user_id, self._limits[kind], 60.0):
             return left
-        self._counted[update_id] = True
+        self._counted[kind, update_id] = True
         return 0.0
 
     async def _refuse_press(self, query: Mapping[str, Any], left: float = 0.0) -> None:

@@ -202,6 +202,18 @@ async def test_presses_beyond_the_limit_are_answered_and_do_nothing(okun: Okun, 
     assert okun.rows("SELECT rich FROM chats") == [(0,)]
 
 
+@settings(commands_per_minute=3, buttons_per_minute=60, sends_per_second=30)
+async def test_a_button_that_sends_something_is_a_command(okun: Okun, group: Room, chat: Room) -> None:
+    await chat.say("/start")
+    [menu] = await group.say("/balance")
+    buy = next(data for data, text in zip(menu.data, menu.buttons, strict=True) if text == okun.t("balance.button.buy"))
+    for _ in range(25):  # more messages than Telegram takes in a minute
+        await group.press_data(buy, menu)
+    assert said(group.replies)[1:] == [okun.t("private.sent")]
+    await group.say("/help", by="Borys")
+    assert "/settings — " in said(group.replies)[-1]
+
+
 @settings(commands_per_minute=1, buttons_per_minute=1)
 async def test_what_a_crash_left_is_neither_counted_nor_refused(okun: Okun, chat: Room) -> None:
     [menu] = await chat.say("/settings")
