@@ -14452,6 +14452,7 @@ choose(range);
 MAX_WEBHOOK_BYTES = 2 * 1024 * 1024
 MAX_LOGIN_BYTES = 4096
 BODY_S, KEEP_ALIVE_S = 30.0, 75.0  # how long a client may take to send a body, and to begin
+END_S = 2.0  # and to be done when the bot stops
 MAX_CONNECTIONS = 200
 SICK_AFTER_S = 600.0  # an update that waits so long
 SESSION = "okun_session"
@@ -14676,11 +14677,14 @@ class Web:
         from aiohttp import web  # a few megabytes that a bot without a web page can do without
 
         self._web = web
-        server = web.Application(client_max_size=MAX_WEBHOOK_BYTES)
+        server = web.Application()
         self._route(server.router)
         # aiohttp would log requests that it cannot read, with what stands in them
         mute = logging.Logger("mute", logging.CRITICAL + 1)
-        self._runner = web.AppRunner(server, access_log=None, logger=mute, keepalive_timeout=KEEP_ALIVE_S)
+        self._runner = web.AppRunner(
+            server, access_log=None, logger=mute, keepalive_timeout=KEEP_ALIVE_S, shutdown_timeout=END_S,
+            auto_decompress=False,  # of a body that nobody has to read it would unpack hundreds of megabytes
+        )  # fmt: skip
         await self._runner.setup()
         self._harden(server)
         try:
@@ -14786,11 +14790,13 @@ class Web:
         """What was sent. Raises TimeoutError for who takes his time, HTTPException where it is too much."""
         if (request.content_length or 0) > most:
             raise self._web.HTTPRequestEntityTooLarge(most, request.content_length)
+        body = bytearray()
         async with asyncio.timeout(BODY_S):
-            body: bytes = await request.read()
-        if len(body) > most:
-            raise self._web.HTTPRequestEntityTooLarge(most, len(body))
-        return body
+            async for part in request.content.iter_any():
+                body += part
+                if len(body) > most:
+                    raise self._web.HTTPRequestEntityTooLarge(most, len(body))
+        return bytes(body)
 
     async def _on_page(self, request: Any) -> Any:
         try:

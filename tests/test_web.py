@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import io
 import json
 import logging
@@ -413,6 +414,40 @@ async def test_a_body_that_does_not_come_is_not_waited_for(okun: Okun, site: Sit
         await site.get("/healthz")
     await okun.later(bot.BODY_S + 1)
     assert b" 408 " in await reader.readline()
+    writer.close()
+
+
+async def test_of_a_body_no_more_is_kept_than_is_read(site: Site) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    part = b"x" * (bot.MAX_LOGIN_BYTES + 1)
+    writer.write(
+        b"POST /login HTTP/1.1\r\nHost: x\r\nSec-Fetch-Site: same-origin\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    writer.write(b"%x\r\n%s\r\n" % (len(part), part))  # and no end
+    async with asyncio.timeout(5):
+        assert b" 413 " in await reader.readline()
+    writer.close()
+
+
+async def test_a_body_is_not_unpacked(okun: Okun, site: Site, chat: Room) -> None:
+    chat.put("say", "hi")
+    packed = gzip.compress(json.dumps(okun.telegram.next_updates()[0]).encode())
+    headers = {"X-Telegram-Bot-Api-Secret-Token": HOOK_SECRET, "Content-Encoding": "gzip"}
+    assert (await site.call("POST", "/hook", data=packed, headers=headers))[0] == 400
+    assert okun.inbox_rows == [] and chat.rows() == []
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000,
+                                  b"POST /login HTTP/1.1\r\nHost: x\r\nSec-Fetch-Site: same-origin\r\n"
+                                  b"Content-Length: 100\r\n\r\ntoken="])  # fmt: skip
+async def test_nobody_holds_up_the_end(okun: Okun, site: Site, data: bytes) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    writer.write(data)  # and reads nothing
+    while not any(one._request_in_progress for one in site.web._runner.server.connections):  # type: ignore[union-attr]
+        await site.get("/healthz")
+    closing = asyncio.create_task(site.web.close())
+    await okun.later(10)
+    assert closing.done()
     writer.close()
 
 
