@@ -14489,14 +14489,15 @@ class Door:
     """Who may see the page: WEB_TOKEN opens it, for browsers with a cookie that proves it was known.
 
     The cookie is the time it ends and a seal of that made with the token: it outlives a restart, not a new token.
-    Wrong tokens make an address wait, twice as long each time; very many make all wait. Forwarded addresses are a
-    proxy's word: whoever makes them up meets the limit for all.
+    Wrong tokens make an address wait, twice as long each time; very many make all wait from where the right one did not
+    come yet. Forwarded addresses are a proxy's word: whoever makes them up meets the limit for all.
     """
 
     def __init__(self, token: str, clock: Clock) -> None:
         self._token, self._clock = token, clock
         self._wrong: Cache[str, tuple[int, float]] = Cache(2000, 2 * TRIES_S, clock.monotonic)
         self._wrong_in_all: tuple[int, float] = 0, 0.0
+        self._trusted: Cache[str, bool] = Cache(100, SESSION_S, clock.monotonic)
 
     def _seal(self, text: str) -> str:
         key = hmac.digest(self._token.encode(), b"okun web session", "sha256")
@@ -14520,6 +14521,7 @@ class Door:
         given, ours = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in (token, self._token))
         if hmac.compare_digest(given, ours):
             self._wrong.forget(address)
+            self._trusted.put(address, True)
             return True
         now = self._clock.monotonic()
         self._wrong.put(address, (self._count(self._wrong.peek(address)) + 1, now))
@@ -14530,6 +14532,8 @@ class Door:
     def _left(self, address: str) -> float:
         """Seconds until this address may try again."""
         mine = self._lock_left(self._wrong.peek(address), FREE_TRIES)
+        if self._trusted.peek(address):
+            return mine
         return max(mine, self._lock_left(self._wrong_in_all, FREE_TRIES_ALL))
 
     def _count(self, wrong: tuple[int, float] | None) -> int:
@@ -14561,7 +14565,10 @@ def address_of(peer: str, forwarded: Sequence[str]) -> str:
         with contextlib.suppress(ValueError):
             peer = str(ipaddress.ip_address(forwarded[-1].rpartition(",")[2].strip()))
     with contextlib.suppress(ValueError):
-        if (address := ipaddress.ip_address(peer)).version == 6:
+        address = ipaddress.ip_address(peer)
+        if mapped := getattr(address, "ipv4_mapped", None):  # of a proxy that listens for both
+            return str(mapped)
+        if address.version == 6:
             return str(ipaddress.ip_network((address, 64), strict=False))
     return peer
 
@@ -14757,8 +14764,10 @@ class Web:
 
         def connection_made(connection: Any, transport: Any) -> None:
             accept(connection, transport)
-            if len(http.connections) > MAX_CONNECTIONS:
-                asyncio.get_running_loop().call_later(0, transport.abort)  # when it has begun, or it fails aloud
+            if len(http.connections) > MAX_CONNECTIONS:  # the oldest goes: who holds many keeps nobody out
+                held = (one.transport for one in http.connections)
+                if oldest := next((one for one in held if one and not one.is_closing()), None):
+                    oldest.abort()
 
         http.request_factory = functools.partial(server._make_request, _cls=DressedRequest)
         http.connection_made = connection_made  # type: ignore[method-assign, assignment]

@@ -271,6 +271,21 @@ async def test_made_up_addresses_meet_the_limit_for_all(site: Site) -> None:
     assert (await site.login(TOKEN, **{"X-Forwarded-For": "10.9.9.9"}))[0] == 429
 
 
+async def test_many_wrong_tries_hold_up_nobody_who_had_the_token(site: Site) -> None:
+    door = site.web._door
+    assert door.right(TOKEN, "1.1.1.1")
+    for n in range(60):
+        with contextlib.suppress(bot.Locked):
+            door.right("wrong", f"10.0.0.{n}")
+    assert door.right(TOKEN, "1.1.1.1")
+    with pytest.raises(bot.Locked):
+        door.right(TOKEN, "2.2.2.2")
+    for _ in range(5):
+        door.right("wrong", "1.1.1.1")
+    with pytest.raises(bot.Locked):
+        door.right(TOKEN, "1.1.1.1")
+
+
 async def test_what_is_kept_of_tries_is_bounded(okun: Okun, site: Site) -> None:
     for n in range(5000):
         site.web._door._wrong_in_all = 0, 0.0
@@ -291,6 +306,7 @@ async def test_what_is_kept_of_tries_is_bounded(okun: Okun, site: Site) -> None:
         ("127.0.0.1", ["6.6.6.6, "], "127.0.0.1"),
         ("127.0.0.1", ["2001:db8:1:2:3:4:5:6"], "2001:db8:1:2::/64"),
         ("2001:db8:1:2:ffff::1", [], "2001:db8:1:2::/64"),
+        ("127.0.0.1", ["::ffff:198.51.100.1"], "198.51.100.1"),  # not the network that all of IPv4 is in
         ("", [], ""),
     ],
 )
@@ -451,14 +467,17 @@ async def test_nobody_holds_up_the_end(okun: Okun, site: Site, data: bytes) -> N
     writer.close()
 
 
-async def test_there_are_only_so_many_connections(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bot, "MAX_CONNECTIONS", 2)
-    first = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(2)]
-    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
-    with contextlib.suppress(ConnectionError):
-        assert await reader.read() == b""
-    for _, open_writer in (*first, (reader, writer)):
-        open_writer.close()
+async def test_of_too_many_connections_the_oldest_goes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bot, "MAX_CONNECTIONS", 3)
+    held = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(6)]
+    assert (await site.get("/healthz"))[0] == 200
+    for reader, _ in held[:4]:
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(5):
+                assert await reader.read() == b""
+    assert len(site.web._runner.server.connections) <= 3  # type: ignore[union-attr]
+    for _, writer in held:
+        writer.close()
 
 
 @pytest.mark.parametrize("query", ["", "?range=1h", "?range=14d", "?range=", "?range=99y", "?range[]=1", "?range=%00"])
