@@ -13410,19 +13410,22 @@ async def cast_sure_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     """The last question before it is sent."""
     audience, chats = await cast_draft(app.db.reader, number_in(arg), who.user_id)
     t, n = functools.partial(app.texts, who.lang), chats[audience]
-    rows = [[do(t("broadcast.button.send", n=n), owner, "cast_go", arg)]]
+    rows = [[do(t("broadcast.button.send", n=n), owner, "cast_go", f"{arg}.{audience}")]]
     to = t(f"broadcast.to.{audience}", n=n)
     return Panel(t("broadcast.sure", to=to), rows, back=("cast_whom", arg))
 
 
 @act("cast_go", owner=True)
 async def cast_go_act(app: App, who: Who, owner: int, arg: str) -> Done:
-    """Begin to send a draft; of two at once, one."""
-    audience, chats = await cast_draft(app.db.reader, number_in(arg), who.user_id)
+    """Begin to send a draft; of two at once, one. `arg`: its id, a dot, the audience that the button spoke of."""
+    id_, _, meant = arg.partition(".")
+    audience, chats = await cast_draft(app.db.reader, number_in(id_), who.user_id)
+    if audience != meant:  # chosen anew since, on another device
+        raise BotError("button.old")
     if not chats[audience]:
         raise BotError("broadcast.nobody")
     async with app.db.tx() as tx:
-        begun = await begin_cast(tx, number_in(arg), who.user_id, int(app.clock.now()))
+        begun = await begin_cast(tx, number_in(id_), who.user_id, int(app.clock.now()))
     if not begun:
         raise BotError("broadcast.busy")
     app.casting.set()

@@ -915,6 +915,19 @@ async def test_one_broadcast_at_a_time(okun: Okun, owner: Room, casting: Casting
     assert (await other.room.press_data(sure.data[0], sure)).note == okun.t("broadcast.begun")
 
 
+async def test_it_goes_to_whom_the_button_named(okun: Okun, owner: Room, casting: Casting) -> None:
+    await fill(okun, people=3)
+    whom = await casting.draft()
+    everybody, people, _ = whom.data[:3]
+    shown = (await owner.press_data(people, whom)).message
+    again = (
+        await owner.press_data(everybody, whom)
+    ).message  # on another device, which still shows the question before
+    assert (await owner.press_data(shown.data[0], again)).note == okun.t("button.old")
+    assert casting.state[0] == "draft"
+    assert (await owner.press_data(again.data[0], again)).note == okun.t("broadcast.begun")
+
+
 async def test_a_message_that_was_deleted_ends_it(okun: Okun, owner: Room, casting: Casting, later: Later) -> None:
     casting.run()
     ids = await fill(okun, people=5)
