@@ -14854,9 +14854,9 @@ class Web:
     async def _sick(self) -> list[str]:
         """What is not well: polling, database, queue."""
         sick = [] if self._healthy() else ["polling"]
-        if getattr(self._app.db, "sick", None) is not None or not await database_answers(self._app):
+        if self._app.db.sick is not None or not await database_answers(self._app):
             sick.append("database")
-        if getattr(self._app, "stuck", lambda: 0.0)() >= SICK_AFTER_S:
+        if self._app.stuck() >= SICK_AFTER_S:
             sick.append("queue")
         return sick
 

@@ -542,17 +542,17 @@ async def test_health_names_what_is_sick_and_nothing_else(
     assert await health(site) == (200, {"ok": True})
     site.healthy = False
     assert await health(site) == (503, {"ok": False, "sick": ["polling"]})
-    monkeypatch.setattr(okun.app, "stuck", lambda: 600.0, raising=False)
+    monkeypatch.setattr(okun.app, "stuck", lambda: 600.0)
     assert await health(site) == (503, {"ok": False, "sick": ["polling", "queue"]})
     site.healthy = True
-    monkeypatch.setattr(okun.app, "stuck", lambda: 599.0, raising=False)
+    monkeypatch.setattr(okun.app, "stuck", lambda: 599.0)
     assert await health(site) == (200, {"ok": True})
 
 
 async def test_a_database_that_cannot_be_written_is_sick(
     okun: Okun, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(okun.app.db, "sick", "full", raising=False)
+    monkeypatch.setattr(okun.app.db, "sick", "full")
     assert await health(site) == (503, {"ok": False, "sick": ["database"]})
 
 
@@ -714,14 +714,22 @@ async def test_no_secret_comes_out_whatever_was_tried(
     for _ in range(7):
         await site.login(typed)
         await site.get(f"/stats.json?token={typed}", Authorization=f"Bearer {typed}")
-    await chat.say("/export")
     await chat.say("hi")
+    await chat.say("/export")
+    owner = okun.private("Owner")
+    for command in ("/stats", "/cost", "/admin"):
+        await owner.say(command)
+    await owner.press(okun.t("menu.to.errors"))
     await okun.later(70)
     seal = site.web._door.session().partition(".")[2]
     told = "\n".join(re.sub("okun_session=[^;]*", "", text) for text in site.seen)
-    stored = b"".join(path.read_bytes() for path in okun.path.parent.iterdir() if path.is_file())
+    backup = bot.make_backup(str(okun.path), okun.path.parent / "backups", 7, okun.clock.now())
+    assert backup.path.stat().st_size > 100_000
+    stored = b"".join(path.read_bytes() for path in okun.path.parent.rglob("*") if path.is_file())
     exported = b"".join(file.data for file in okun.telegram.files.values())
+    assert b'"hi"' in exported or b"/export" in exported
     for secret in (TOKEN, HOOK_SECRET, "AIzaSy-a-key-of-somebody", "sk-another-key", "42:TEST", typed, seal):
         assert secret not in told and secret not in caplog.text, secret
+        assert not any(secret in reply.text for room in (chat, owner) for reply in room.replies), secret
         assert secret.encode() not in stored + exported, secret
     assert okun.app.settings.web_token == TOKEN and "wrong token for the web page" in caplog.text
