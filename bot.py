@@ -13097,9 +13097,15 @@ async def cast_to(app: App, cast: Cast, chat_id: int) -> Cast:
     if app.access.get(chat_id) != "banned":
         await give_way(app)
         outcome = await copy_to(app, cast, chat_id)
-    async with app.db.tx() as tx:
-        noted = await note_cast(tx, cast.id, chat_id, outcome)
-    return noted or cast._replace(state="cancelled")
+    for attempt in itertools.count(1):
+        try:
+            async with app.db.tx() as tx:
+                noted = await note_cast(tx, cast.id, chat_id, outcome)
+            return noted or cast._replace(state="cancelled")
+        except sqlite3.Error as error:  # a full disk, say: what was sent must not be sent again for it
+            log.warning("broadcast waits: %s", error, extra={"attempt": attempt})
+            await app.clock.sleep(backoff(app.dice, attempt, 5.0, 60.0))
+    raise AssertionError("unreachable")
 
 
 async def give_way(app: App) -> None:

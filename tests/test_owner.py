@@ -839,6 +839,26 @@ async def test_an_outage_is_waited_out(okun: Okun, casting: Casting, later: Late
     assert casting.state == ("done", 11, 11, 0, 0) and casting.got(ids) == [1] * 10
 
 
+async def test_a_full_disk_sends_nothing_twice(
+    okun: Okun, casting: Casting, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    casting.run()
+    ids, left, note_cast = await fill(okun, people=3), [None] * 4, bot.note_cast
+
+    async def full(*args: Any) -> Any:
+        if left:
+            left.pop()
+            raise sqlite3.OperationalError("database or disk is full")
+        return await note_cast(*args)
+
+    await casting.draft()
+    monkeypatch.setattr(bot, "note_cast", full)
+    await casting.begin()
+    await later(600)
+    assert casting.state[0] == "done" and not left and casting.got(ids) == [1] * 3
+    assert len(okun.called("copyMessage")) == 1 + 3 + 1  # the preview, three people, the owner
+
+
 async def test_a_broadcast_goes_on_after_a_crash_where_it_was(okun: Okun, casting: Casting, later: Later) -> None:
     casting.run()
     ids = await fill(okun, people=20)
