@@ -1500,7 +1500,11 @@ class Db:
         """Connect, create or migrate the schema. Raises DatabaseTooNew, sqlite3.DatabaseError, OSError."""
         self._lock = asyncio.Lock()
         self._writer = await connect(self.path)
-        self.reader = Reader(await connect(self.path, query_only=True))
+        try:
+            self.reader = Reader(await connect(self.path, query_only=True))
+        except BaseException:
+            await self._writer.close()  # its thread would keep the process from ending
+            raise
         self.reader.on_error = self.note
 
     async def close(self) -> None:

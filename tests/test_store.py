@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 from fakes import until
 
@@ -639,3 +641,20 @@ def test_every_version_has_its_schema_here_and_a_way_to_the_next() -> None:
     kept = {int(schema.stem[1:]) for schema in SCHEMAS.glob("v*.sql")}
     assert kept == set(range(1, bot.SCHEMA_VERSION + 1))
     assert set(bot.MIGRATIONS) == set(range(1, bot.SCHEMA_VERSION))
+
+
+async def test_where_the_second_connection_fails_the_first_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = bot.connect
+
+    async def refuse(path: str, *, query_only: bool = False) -> aiosqlite.Connection:
+        if query_only:
+            raise sqlite3.OperationalError("unable to open database file")
+        return await connect(path)
+
+    monkeypatch.setattr(bot, "connect", refuse)
+    threads = threading.active_count()
+    with pytest.raises(sqlite3.OperationalError):
+        await bot.Db(str(tmp_path / "okun.db")).open()
+    assert threading.active_count() == threads  # one that is left keeps the process from ending, SIGTERM or not
