@@ -4281,6 +4281,7 @@ class App:
         self.latencies = Latencies()  # from the arrival of a turn to its answer
         self.backlog: Callable[[], int] = lambda: 0  # turns and updates at work or waiting
         self.stuck: Callable[[], float] = lambda: 0.0  # how long the oldest of them waits, in seconds
+        self.full: Callable[[], bool] = lambda: False  # are there so many that no more may be taken?
         self.nurse: asyncio.Task[None] | None = None  # looks after a database that cannot be written
         self.counts: Counter[str] = Counter()
         self.minute_marks: Counter[str] | None = None  # what was counted when the newest row of minutes was written
@@ -14903,6 +14904,8 @@ class Web:
         given = request.headers.get("X-Telegram-Bot-Api-Secret-Token", "")
         if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self.secret.encode()):
             return self._web.Response(status=401)
+        if self._app.full():
+            return self._web.Response(status=503)  # Telegram delivers it again
         try:
             raw = json_loads(await self._body(request, MAX_WEBHOOK_BYTES))
         except (ValueError, RecursionError):
@@ -15140,8 +15143,7 @@ MAX_OUTAGE_S = 3600
 SICK_PAUSE_S = 15.0
 SEEN_S = 48 * 3600
 MAX_TURN = 100
-CANCELS = 10  # a minute, however few commands are allowed
-ALWAYS_OPEN = ("paysupport", "terms")  # in private, also to the banned: who paid can ask for it back, at any time
+MAX_WAITING = 5000  # updates, of some 9 KB each; what is beyond waits at Telegram, which keeps it for a day
 MAX_KNOWN = 50_000
 ALLOWED_UPDATES = ["message", "edited_message", "callback_query", "my_chat_member", "stopped_message_generation",
                    "pre_checkout_query"]  # fmt: skip
@@ -15281,6 +15283,7 @@ class Turns:
         self._wakes: dict[tuple[int, int], asyncio.Event] = {}
         self._running: dict[tuple[int, int], asyncio.Task[Any]] = {}
         self._at_work: dict[tuple[int, int], float] = {}  # when the first message of the turn at work came
+        self.held = 0  # messages at work or waiting
 
     def __len__(self) -> int:
         return len(self._running)
@@ -15294,6 +15297,7 @@ class Turns:
     def put(self, waiting: Waiting) -> None:
         key = (waiting.heard.chat_id, waiting.heard.thread_id)
         self._queues.setdefault(key, []).append(waiting)
+        self.held += 1
         if key in self._running:
             self._wakes[key].set()
             return
@@ -15317,6 +15321,7 @@ class Turns:
                     await self._answer(Turn(waiting, *planned(plan)) if plan else Turn(waiting))
                 except Exception:  # the topic must go on; these messages are in the inbox for the next start
                     log.exception("turn given up")
+                self.held -= len(waiting)
                 del self._at_work[key]
         finally:
             del self._queues[key], self._wakes[key], self._running[key]
@@ -15598,6 +15603,7 @@ class Inbox:
         self._stopping = asyncio.Event()
         app.backlog = lambda: self.busy
         app.stuck = lambda: self.stuck_s
+        app.full = lambda: self.full
 
     async def open(self) -> None:
         """Learn who we are and where we left off. Raises TelegramUnauthorizedError, TelegramNetworkError."""
@@ -15615,6 +15621,11 @@ class Inbox:
     def busy(self) -> int:
         """Turns and updates at work or waiting."""
         return len(self._turns) + len(self._passing)
+
+    @property
+    def full(self) -> bool:
+        """Is so much at work or waiting that more must wait at Telegram?"""
+        return self._turns.held + len(self._passing) >= MAX_WAITING
 
     @property
     def stuck_s(self) -> float:
@@ -15980,6 +15991,8 @@ class Poller:
     async def _poll_forever(self) -> None:
         failures = 0
         while True:
+            while self._inbox.full:
+                await self._wait(1.0)
             try:
                 await self._inbox.take(await self._poll())
                 failures, self.last_ok = 0, self._app.clock.monotonic()

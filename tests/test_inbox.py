@@ -629,6 +629,17 @@ async def test_the_webhook_survives_rubbish(okun: Okun, chat: Room, hook: str) -
     assert len(chat.replies) == 1
 
 
+async def test_the_webhook_lets_telegram_keep_what_is_too_much(
+    okun: Okun, chat: Room, hook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.put("say", "hi")
+    [update] = okun.telegram.next_updates()
+    with monkeypatch.context() as patch:
+        patch.setattr(bot, "MAX_WAITING", 0)
+        assert await post(f"{hook}/hook", packed(update)) == 503 and okun.inbox_rows == []
+    assert await post(f"{hook}/hook", packed(update)) == 200
+
+
 async def test_the_webhook_confirms_nothing_that_is_not_stored(
     okun: Okun, chat: Room, hook: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -748,6 +759,23 @@ async def test_what_could_not_be_stored_is_asked_for_again(
         assert chat.replies == [] and len(okun.telegram.queue) == 1
     await later(120)
     assert len(chat.replies) == 1
+
+
+async def test_what_is_too_much_to_hold_waits_at_telegram(
+    okun: Okun, chat: Room, poller: bot.Poller, model: Script, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bot, "MAX_WAITING", 3)
+    model.held = True
+    for text in ("one", "two", "three", "four"):
+        chat.put("say", text)
+        await later(35)
+    assert len(okun.inbox_rows) == 3 and okun.inbox.full
+    assert len(okun.telegram.queue) == 2  # the third is stored, and confirmed with the next poll
+    model.held = False
+    model.writing[0].end("Well")
+    await later(60)
+    assert not okun.telegram.queue and okun.inbox_rows == [] and not okun.inbox.full
+    assert okun.inbox._turns.held == 0 and len(chat.replies) == 3  # the second and the third are one turn
 
 
 async def test_an_error_nobody_thought_of_does_not_end_polling(
