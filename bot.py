@@ -704,6 +704,10 @@ class AnswerLost(TelegramNetworkError):
     """A time-out or a damaged answer: the call may have been executed, so a send must not be repeated."""
 
 
+class DatabaseForeign(Exception):
+    """The database belongs to another program."""
+
+
 class DatabaseTooNew(Exception):
     """The file was written by a later version of Okun."""
 
@@ -1353,6 +1357,7 @@ SICKNESSES = {
     "unable to open": "failing", "malformed": "malformed", "not a database": "malformed",
 }  # fmt: skip
 LOOK_OVER_S = 0.3
+OKUN_TABLES = {"meta", "users", "chats", "messages", "inbox"}  # in every version of the schema
 
 
 def sickness(error: BaseException | None) -> str | None:
@@ -1692,11 +1697,14 @@ async def connect(path: str, *, query_only: bool = False) -> aiosqlite.Connectio
 def prepare_database(path: str, backup_dir: Path) -> None:
     """Create the schema in a new file, migrate an old one (a verified copy first). Runs before any connection.
 
-    Raises DatabaseTooNew; sqlite3.Error where the file is damaged or no database; OSError where none can be written.
+    Raises DatabaseTooNew, DatabaseForeign; sqlite3.Error where the file is damaged or no database; OSError where none
+    can be written.
     """
     try_writing(Path(path))
     look_over(Path(path))
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
+        if (tables := tables_of(connection)) and not tables >= OKUN_TABLES:
+            raise DatabaseForeign(path)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise DatabaseTooNew(f"{path} has schema {version}, this Okun knows {SCHEMA_VERSION}")
@@ -1708,6 +1716,10 @@ def prepare_database(path: str, backup_dir: Path) -> None:
             run_script(connection, f"{MIGRATIONS[version]};\nPRAGMA user_version = {version + 1};")
             version += 1
             log.info("database migrated", extra={"count": version})
+
+
+def tables_of(connection: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def try_writing(path: Path) -> None:
@@ -11921,7 +11933,6 @@ MIGRATION_NAME = re.compile(r"before-(\d+)-(\d+)\.db")
 MIGRATIONS_KEPT = 3
 FIRST_BACKUP_S = 60.0
 NURSE_EVERY_S = 60.0
-OKUN_TABLES = {"meta", "users", "chats", "messages", "inbox"}
 BESIDE = ("-wal", "-shm", "-journal")  # what belongs to a database file
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_RIGHT = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -11977,8 +11988,7 @@ def pages_used(connection: sqlite3.Connection) -> int:
 def require_okun(connection: sqlite3.Connection) -> int:
     """The version of the schema. Raises BotError where this is not a database of ours, or a later one's."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if version == 0 or not names >= OKUN_TABLES:
+    if version == 0 or not tables_of(connection) >= OKUN_TABLES:
         raise BotError("restore.foreign")
     if version > SCHEMA_VERSION:
         raise BotError("restore.too_new", version=version, known=SCHEMA_VERSION)
@@ -16131,7 +16141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         prepare_database(settings.db_path, Path(settings.backup_dir))
-    except (DatabaseTooNew, sqlite3.Error, OSError) as error:
+    except (DatabaseTooNew, DatabaseForeign, sqlite3.Error, OSError) as error:
         print(database_fault(texts, lang, settings, error), file=sys.stderr)
         return 1
     job = check(settings) if arguments.check else run_console(settings) if console else run_bot(settings)
@@ -16160,6 +16170,8 @@ def database_fault(texts: Texts, lang: str, settings: Settings, error: Exception
     """Why the database cannot be served, in a line: what is wrong, and what to do about it."""
     path, number = Path(settings.db_path).absolute(), getattr(error, "errno", None)
     word = sickness(error)
+    if isinstance(error, DatabaseForeign):
+        return texts(lang, "cli.foreign", path=path)
     if word == "malformed":
         advice = restore_advice(texts, lang, settings, time.time())
         return texts(lang, "cli.damaged", path=path, error=error, advice=advice)

@@ -741,6 +741,19 @@ def test_a_disk_that_takes_nothing_is_one_line(
     assert (home / "okun.db").read_bytes() == before
 
 
+@pytest.mark.parametrize("version", [0, 1, 3, 99])
+def test_another_programs_database_is_told_and_left_as_it_is(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    with contextlib.closing(sqlite3.connect(foreign(home))) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    before = (home / "other.db").read_bytes()
+    monkeypatch.setenv("TELEGRAM_BOT_TOKEN", "123456:ABCDEFGH")
+    monkeypatch.setenv("DB_PATH", "other.db")
+    assert run(capsys, "--check") == (1, "", TEXTS("en", "cli.foreign", path=home / "other.db") + "\n")
+    assert (home / "other.db").read_bytes() == before
+
+
 def test_a_folder_is_made_where_it_alone_is_missing(
     home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
