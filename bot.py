@@ -12015,7 +12015,9 @@ def make_backup(path: str, folder: Path, keep: int, now: float, stopped: Callabl
     Raises BotError: then all the copies there were are there.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            own_as(folder, Path(path))
         with backup_lock(folder):
             sweep_halves(folder)
             made = copy_sound(Path(path), folder / f"okun-{stamp(now)}.db", stopped)
@@ -12241,8 +12243,12 @@ def restore_database(path: Path, source: Path, now: float) -> Restored:
 
 def require_restorable(path: Path, source: Path) -> int:
     """The version of a file's schema. Raises BotError where it cannot take the place of the database."""
-    if not source.is_file():
-        raise BotError("restore.missing", file=source)
+    try:
+        if not source.is_file():
+            raise BotError("restore.missing", file=source)
+        source.open("rb").close()
+    except OSError as error:
+        raise BotError("restore.unreadable", file=source, reason=error.strerror) from error
     if path.exists() and source.samefile(path):
         raise BotError("restore.itself", file=source)
     if not source.stat().st_size:

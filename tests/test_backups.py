@@ -643,6 +643,31 @@ def test_restore_refuses_a_bad_file_and_changes_nothing(home: Path, capsys: Capt
     assert after.pop("okun.db-lock") == b"" and after == before
 
 
+@pytest.mark.parametrize("step", ["is_file", "open"])
+def test_restore_says_that_a_file_may_not_be_read(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    copy = backup_of(home)
+    real = getattr(Path, step)
+
+    def refuse(path: Path, *args: Any, **how: Any) -> Any:
+        if path == copy:
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **how)
+
+    monkeypatch.setattr(Path, step, refuse)
+    told = TEXTS("en", "restore.unreadable", file=copy, reason="Permission denied")
+    assert run(capsys, "--restore", str(copy)) == (1, "", told + "\n")
+
+
+def test_what_root_backs_up_belongs_to_the_bot(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Path, int]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda path, user, group: given.append((path, user)))
+    made, owner = backup_of(home), (home / "okun.db").stat().st_uid
+    assert given == [(made.parent, owner), (made, owner)]  # a folder of root's would be closed to the bot
+
+
 def test_restore_refuses_while_a_bot_runs(home: Path, capsys: Capture) -> None:
     copy = backup_of(home)
     with bot.lock_file(str(home / "okun.db")) as lock:
