@@ -12652,7 +12652,7 @@ def stats_text(app: App, lang: str, now: Figures) -> str:
     entries_held = sum(cache.memory_size for cache in now.caches)
     return "\n".join(
         (
-            t("stats.head", uptime=app.texts.span(lang, now.uptime_s), version=VERSION),
+            t("stats.head", uptime=app.texts.span(lang, now.uptime_s, into=True), version=VERSION),
             "",
             t("stats.people", chats=now.chats, users=now.users, stored=now.stored),
             t("stats.today", messages=now.messages_today, replies=now.replies_today),
@@ -13824,7 +13824,7 @@ async def on_quiet(app: App, who: Who, args: str) -> None:
         await open_panel(app, who, "quiet")
         return
     await set_chat(app, who.chat_id, quiet_until=int(app.clock.now() + seconds))
-    await tell(app, who, app.texts(who.lang, "quiet.on", left=app.texts.span(who.lang, seconds)))
+    await tell(app, who, app.texts(who.lang, "quiet.on", left=app.texts.span(who.lang, seconds, into=True)))
 
 
 @panel("quiet", entry=52, places=("group",))
@@ -13845,7 +13845,7 @@ async def quiet_act(app: App, who: Who, owner: int, arg: str) -> Done:
         raise BotError("button.old")
     seconds = int(arg)
     await set_chat(app, who.chat_id, quiet_until=int(app.clock.now() + seconds) if seconds else 0)
-    left = app.texts.span(who.lang, seconds) if seconds else ""
+    left = app.texts.span(who.lang, seconds, into=True) if seconds else ""
     note = app.texts(who.lang, "quiet.on", left=left) if seconds else app.texts(who.lang, "quiet.off")
     return Done(note, "quiet")
 
@@ -14000,7 +14000,7 @@ def tile_values(app: App, lang: str, now: Figures) -> dict[str, str]:
         took = f"{now.p50_s:.2f} / {seconds_words(app, lang, now.p95_s)}"
     budget = f" / {dollars(now.budget)}" if now.budget else ""
     return {
-        "uptime": app.texts.span(lang, now.uptime_s),
+        "uptime": app.texts.span(lang, now.uptime_s, into=True),
         "people": f"{now.chats} / {now.users}",
         "today": f"{now.messages_today} / {now.replies_today}",
         "took": took,

@@ -239,7 +239,7 @@ async def test_stats_tell_the_owner_in_words(okun: Okun, owner: Room, later: Lat
     await later(7200)
     [reply] = await owner.say("/stats")
     for key, fields in (
-        ("head", {"uptime": TEXTS.span(lang, 7200), "version": bot.VERSION}),
+        ("head", {"uptime": TEXTS.span(lang, 7200, into=True), "version": bot.VERSION}),
         ("today", {"messages": 3, "replies": 1}),
         ("llm", {"calls": 1, "errors": 0}),
         ("breakers_well", {}),
@@ -248,6 +248,13 @@ async def test_stats_tell_the_owner_in_words(okun: Okun, owner: Room, later: Lat
         assert okun.t(f"stats.{key}", lang, **fields) in reply.text
     assert [okun.t(f"stats.button.{name}", lang) for name in ("refresh", "caches")] == reply.buttons[:2]
     assert "{" not in reply.text and "None" not in reply.text
+
+
+@pytest.mark.parametrize(("lang", "said"), [("uk", "працює вже 1 годину"), ("ru", "работает уже 1 минуту")])
+async def test_it_says_in_grammar_how_long_it_runs(okun: Okun, owner: Room, later: Later, lang: str, said: str) -> None:
+    await owner.say(f"/lang {lang}")
+    await later(3600 if lang == "uk" else 60)
+    assert said in (await owner.say("/stats"))[-1].text
 
 
 async def test_a_bot_that_did_nothing_yet_says_so(okun: Okun, owner: Room) -> None:
