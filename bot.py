@@ -12161,7 +12161,8 @@ def restore_advice(texts: Texts, lang: str, settings: Settings, now: float) -> s
     """How to get back what there was: the newest good backup, and the very command."""
     folder = Path(settings.backup_dir).absolute()
     if path := newest_sound(folder, now):
-        return texts(lang, "restore.advice", command=f"python bot.py --restore {shlex.quote(str(path))}")
+        again = shlex.join([sys.executable, str(HERE / "bot.py"), "--restore", str(path)])
+        return texts(lang, "restore.advice", command=f"cd {shlex.quote(os.getcwd())} && {again}")  # .env is found there
     return texts(lang, "restore.no_backup", folder=folder)
 
 

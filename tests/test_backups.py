@@ -290,7 +290,7 @@ async def test_damage_that_a_backup_finds_is_told_with_the_way_back(
     await later(2 * HOUR)
     assert okun.app.db.sick == "malformed"
     [told] = owner.replies
-    assert str(good) in told.text and "python bot.py --restore" in told.text
+    assert f"bot.py --restore {good.absolute()}" in told.text
     okun.app.db.note(MALFORMED)
     okun.app.db.note(None)
     await later(2 * HOUR)
@@ -730,7 +730,7 @@ def test_a_damaged_database_is_told_with_the_way_back_and_left_as_it_is(
     monkeypatch.setenv("LC_ALL", f"{lang}_XX.UTF-8")
     code, out, err = run(capsys)
     assert (code, out) == (1, "") and len(err.splitlines()) == 1
-    assert f"python bot.py --restore {good}" in err and (home / "okun.db").read_bytes() == rubbish
+    assert f"cd {home} && " in err and f"bot.py --restore {good}" in err and (home / "okun.db").read_bytes() == rubbish
     assert run(capsys, "--restore", str(good))[0] == 0 and noted(home / "okun.db") == "before"
 
 
