@@ -392,3 +392,8 @@ def test_a_new_database_takes_the_schema_as_it_stands() -> None:
         connection.executescript((HERE / "schema.sql").read_text("utf-8"))
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_the_readme_names_every_command() -> None:
+    told = set(re.findall(r"`/([a-z]+)`", (bot.HERE / "README.md").read_text("utf-8").partition("## Commands")[2]))
+    assert set(bot.COMMANDS) <= told
