@@ -1702,6 +1702,7 @@ def prepare_database(path: str, backup_dir: Path) -> None:
     """
     try_writing(Path(path))
     look_over(Path(path))
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # what people wrote is for nobody else on the machine
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
         if (tables := tables_of(connection)) and not tables >= OKUN_TABLES:
             raise DatabaseForeign(path)

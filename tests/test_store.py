@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -471,6 +472,11 @@ def prepare(file: Path) -> None:
 
 def copies(file: Path) -> list[Path]:
     return sorted((file.parent / "backups").glob("*.db"))
+
+
+def test_a_new_file_is_for_its_owner_alone(file: Path) -> None:
+    prepare(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_a_new_file_gets_the_schema(file: Path) -> None:
