@@ -1575,9 +1575,11 @@ class Db:
         async with self._lock, self._synced() if durable else contextlib.nullcontext():
             try:
                 await to_the_end(self._begin())
+                before = self._writer.total_changes
                 yield Tx(self._writer)
                 await to_the_end(self._writer.execute("COMMIT"))
-                self.note(None)
+                if self._writer.total_changes > before:  # on a full disk, too, one can commit nothing
+                    self.note(None)
             except sqlite3.Error as error:
                 self.note(error)
                 raise
@@ -15156,12 +15158,12 @@ class Console:
 
 ALBUM_WAIT_S, CONTINUATION_WAIT_S, BACKLOG_WAIT_S = 0.5, 1.0, 1.0
 LONG_TEXT = 4000  # UTF-16 units: Telegram cuts at 4,096
+MAX_WAITING = 5000  # updates, of some 9 KB each; what is beyond waits at Telegram, which keeps it for a day
 MAX_ATTEMPTS = 3
 MAX_OUTAGE_S = 3600
 SICK_PAUSE_S = 15.0
 SEEN_S = 48 * 3600
 MAX_TURN = 100
-MAX_WAITING = 5000  # updates, of some 9 KB each; what is beyond waits at Telegram, which keeps it for a day
 MAX_KNOWN = 50_000
 ALLOWED_UPDATES = ["message", "edited_message", "callback_query", "my_chat_member", "stopped_message_generation",
                    "pre_checkout_query"]  # fmt: skip

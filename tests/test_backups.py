@@ -523,6 +523,16 @@ def test_what_an_error_says_of_the_disk(error: Exception | None, word: str | Non
     assert bot.sickness(error) == word
 
 
+async def test_a_commit_that_changes_nothing_does_not_mean_that_there_is_room(okun: Okun) -> None:
+    okun.app.db.note(FULL)
+    async with okun.app.db.tx() as tx:
+        await tx.run("DELETE FROM meta WHERE name = 'nothing such'")
+    assert okun.app.db.unwritable
+    async with okun.app.db.tx() as tx:
+        await tx.run("INSERT INTO meta (name, value) VALUES ('something', '')")
+    assert not okun.app.db.unwritable
+
+
 async def test_a_bad_row_is_no_sickness(okun: Okun) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         await okun.app.db.write({bot.PUT_META: [(None, "x")]})

@@ -39,9 +39,9 @@ BOUNDS: dict[str, int] = {
 }  # fmt: skip
 # Empty when nothing is at work.
 AT_WORK = {
-    "app.summarising", "app.reminded", "app.reminding", "app.generations", "inbox._passing", "inbox._turns._queues",
-    "inbox._turns._wakes", "inbox._turns._running", "inbox._turns._at_work", "inbox._lines._locks", "app.db._waiting",
-    "app.db.reader._waiting", "app._tasks",
+    "app.summarising", "app.reminded", "app.reminding", "app.refunding", "app.generations", "inbox._passing",
+    "inbox._turns._queues", "inbox._turns._wakes", "inbox._turns._running", "inbox._turns._at_work",
+    "inbox._lines._locks", "app.db._waiting", "app.db.reader._waiting", "app._tasks",
 }  # fmt: skip
 # As large as what somebody decided, or wrote into a file.
 GIVEN = {"app.access"}
