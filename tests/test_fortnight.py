@@ -37,6 +37,17 @@ async def a_day(okun: Okun, group: Room, anna: Room, later: Later, day: int) -> 
         await bot.take_quota(tx, 11, "images", bot.day_of(okun.clock.now(), okun.settings), 10)
 
 
+async def live_before(okun: Okun, minutes: int) -> None:
+    """Charts of a bot that has been living for so long: what grows only until it is full must not look like growth."""
+    first = int(okun.clock.now()) // 60 - minutes
+    columns = [row[1] for row in okun.rows("PRAGMA table_info(minutes)")]
+    async with okun.app.db.tx() as tx:
+        await tx.many(
+            f"INSERT INTO minutes VALUES ({', '.join('?' * len(columns))})",
+            [(first + n, *(1000 + n % 7 for _ in columns[1:])) for n in range(minutes)],
+        )
+
+
 @settings(backup_hours=24, backup_keep=5, retention_days=RETENTION, replies_per_hour=60, commands_per_minute=10,
           analysis_batch_size=0)  # fmt: skip
 async def test_a_fortnight(
@@ -46,6 +57,7 @@ async def test_a_fortnight(
     for name in ("INDEX_EVERY_S", "LOOK_EVERY_S"):  # a second is nothing in a fortnight
         monkeypatch.setattr(bot, name, 1800.0)
     group, anna = okun.group(), okun.private("Anna")
+    await live_before(okun, DAYS * 24 * 60)
     for name, body in bot.LOOPS.items():
         okun.app.spawn(bot.kept_up(okun.app, name, body), name)
     sizes: list[int] = []
@@ -78,6 +90,12 @@ async def test_a_fortnight(
     last = {bot.day_of(now - back * DAY, okun.settings) for back in range(4)}
     assert days and days <= last
     assert okun.rows("SELECT count(*) FROM minutes WHERE minute < ?", int(now) // 60 - 14 * 24 * 60 - 60) == [(0,)]
+    [[minutes, newest_minute]] = okun.rows("SELECT count(*), max(minute) FROM minutes")
+    assert 14 * 24 * 60 - 60 < minutes <= 14 * 24 * 60 + 60 and int(now) // 60 - newest_minute <= 2
+    since = (int(now) // 60 - 2 * 24 * 60,)
+    [[charted]] = okun.rows("SELECT sum(messages) FROM minutes WHERE minute >= ?", *since)
+    [[stored]] = okun.rows("SELECT count(*) FROM messages WHERE user_id IS NOT NULL AND sent_at / 60 >= ?", *since)
+    assert abs(charted - stored) <= 16  # the talk at the edge
     seen = okun.rows("SELECT min(seen_at) FROM inbox_seen")[0][0]
     assert now - seen < 2 * DAY + 2 * HOUR and okun.inbox_rows == []
     assert okun.rows("SELECT count(*) FROM passages") <= [(count,)]

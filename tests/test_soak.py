@@ -35,18 +35,20 @@ BOUNDS: dict[str, int] = {
     "app.latencies": 1000, "app.gate.moved": 5000,
     "app.gate.pacing._chats": bot.Pacing.MOST + 1, "app.gate.pacing._held": bot.Pacing.MOST + 1,
     "app.counts": 100,  # kinds of errors and outcomes: names in the code
+    "app.errors.kinds": bot.MOST_KINDS, "app.errors.entries": bot.MOST_ERRORS, "app.errors.told": bot.MOST_KINDS,
+    "app.errors.filters": 10,
     "inbox._sorter.arriving": BATCH,  # the batch at hand
 }  # fmt: skip
 # Empty when nothing is at work.
 AT_WORK = {
-    "app.summarising", "app.reminded", "app.reminding", "app.refunding", "app.generations", "inbox._passing",
-    "inbox._turns._queues", "inbox._turns._wakes", "inbox._turns._running", "inbox._turns._at_work",
-    "inbox._lines._locks", "app.db._waiting", "app.db.reader._waiting", "app._tasks",
+    "app.summarising", "app.reminded", "app.reminding", "app.generations", "inbox._passing", "inbox._turns._queues",
+    "inbox._turns._wakes", "inbox._turns._running", "inbox._turns._at_work", "inbox._lines._locks", "app.db._waiting",
+    "app.db.reader._waiting", "app._tasks", "app.refunding",
 }  # fmt: skip
 # As large as what somebody decided, or wrote into a file.
 GIVEN = {"app.access"}
 SEEN_INTO = (bot.App, bot.Inbox, bot.Sorter, bot.Turns, bot.Gate, bot.Pacing, bot.Db, bot.Reader, bot.KeyedLocks,
-             bot.Limiter, bot.Cache)  # fmt: skip
+             bot.Limiter, bot.Cache, bot.ErrorLog)  # fmt: skip
 CONTAINERS = (dict, list, set, deque, Counter, OrderedDict, bot.Recent)
 
 
