@@ -7048,11 +7048,12 @@ async def forget_vectors(app: App) -> None:
 
 
 async def forget_inbox(app: App, user_id: int, chat_ids: Set[int]) -> None:
-    """Delete a person's updates that were given up, and replies to them that are half sent."""
+    """Delete a person's updates that were given up, but not a payment, and replies to them that are half sent."""
     rows = await app.db.reader.all("SELECT update_id, raw, parked_at, reply FROM inbox")
     whose = re.compile(rf'"id":\s?{user_id}\D')
     where = re.compile(rf'"chat":\s?{{[^{{}}]*"id":\s?({"|".join(map(str, chat_ids))})\D') if chat_ids else None
-    theirs = [(row["update_id"],) for row in rows if row["parked_at"] and whose.search(row["raw"])]
+    given_up = [row for row in rows if row["parked_at"] and '"successful_payment"' not in row["raw"]]
+    theirs = [(row["update_id"],) for row in given_up if whose.search(row["raw"])]
     replies = [(row["update_id"],) for row in rows if row["reply"] and where and where.search(row["raw"])]
     async with app.db.tx() as tx:
         await tx.many("DELETE FROM inbox WHERE update_id = ?", theirs)
@@ -15242,9 +15243,10 @@ def costs_in(pending: Mapping[Hot, list[tuple[Any, ...]]]) -> dict[Hot, list[tup
 
 
 async def inbox_left(db: Queries) -> list[sqlite3.Row]:
-    """What a crash left, oldest first."""
+    """What a crash left, oldest first; and payments that were given up, for a better day."""
     return await db.all(
-        "SELECT update_id, raw, unprompted, attempts, reply FROM inbox WHERE parked_at IS NULL ORDER BY update_id"
+        """SELECT update_id, raw, unprompted, attempts, reply FROM inbox
+           WHERE parked_at IS NULL OR raw LIKE '%"successful_payment"%' ORDER BY update_id"""
     )
 
 
@@ -16051,7 +16053,9 @@ async def inbox_clean(app: App) -> None:
     now = int(app.clock.now())
     async with app.db.tx() as tx:
         await tx.run("DELETE FROM inbox_seen WHERE seen_at < ?", now - SEEN_S)
-        await tx.run("DELETE FROM inbox WHERE parked_at < ?", now - 7 * 86400)
+        await tx.run(
+            """DELETE FROM inbox WHERE parked_at < ? AND raw NOT LIKE '%"successful_payment"%'""", now - 7 * 86400
+        )
 
 
 # == Wiring ===========================================================================================================

@@ -8,7 +8,7 @@ import itertools
 from typing import Any, cast
 
 import pytest
-from conftest import ANNA, BORYS, NOON, OWNER, TEXTS, Okun, Reply, Room, settings
+from conftest import ANNA, BORYS, NOON, OWNER, TEXTS, Later, Okun, Reply, Room, settings
 from fakes import Json
 
 import bot
@@ -237,6 +237,26 @@ async def test_a_payment_delivered_twice_counts_once(okun: Okun, chat: Room) -> 
     await okun.feed(paid_update(okun, 5002))
     assert await have(okun) == 100 and len(await payments(okun)) == 1
     assert chat.replies[-1].text == okun.t("buy.thanks", given="100 🪙", have="100 🪙")
+
+
+async def test_a_payment_that_was_given_up_is_taken_at_the_next_start(
+    okun: Okun, chat: Room, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(bot, "take_payment", fail)
+        await okun.feed(paid_update(okun, 5000))
+        await later(60)
+        assert okun.rows("SELECT parked_at IS NULL FROM inbox") == [(0,)]
+    await bot.forget_person(okun.app, ANNA, [chat.id], everywhere=True)
+    await later(8 * 86_400)
+    await bot.clean(okun.app)
+    await okun.restart()
+    await okun.settle()
+    assert len(await payments(okun)) == 1 and await have(okun) == 100
+    assert okun.rows("SELECT count(*) FROM inbox") == [(0,)]
 
 
 @pytest.mark.parametrize(
