@@ -586,6 +586,12 @@ class Texts:
         return f"{n} {plural(lang, n, self._flat[lang]['span_in.' + unit if into else 'span.' + unit])}"
 
 
+def decimal(lang: str, value: float, digits: int) -> str:
+    """With as many digits behind the point, which is a comma in Ukrainian and Russian."""
+    number = f"{value:.{digits}f}"
+    return number if lang == "en" else number.replace(".", ",")
+
+
 WORD = re.compile(r"[^\W_]+")
 APOSTROPHES = re.compile(r"(?<=\w)['’ʼ`](?=\w)")
 FOLD = str.maketrans({"ё": "е", "ґ": "г", "\ufe0f": None, "\u0301": None})  # the last is a stress mark
@@ -4673,8 +4679,8 @@ async def tell_budget(app: App, day: str) -> None:
             day,
         )
     if new:
-        most = f"{app.settings.daily_budget_usd:.2f}"
-        await app.tell_owners("owner.budget", most=most)
+        most = app.settings.daily_budget_usd
+        await app.tell_owners("owner.budget", most=f"{most:.2f}" if most >= 0.01 else f"{most:g}")
 
 
 async def load_spent(app: App) -> None:
@@ -12635,18 +12641,19 @@ async def minutes_clean(app: App) -> None:
 # -- handlers
 
 
-def share_words(share: float | None) -> str:
-    return "–" if share is None else f"{share * 100:.1f} %"
+def share_words(lang: str, share: float | None) -> str:
+    return "–" if share is None else f"{decimal(lang, share * 100, 1)}{'' if lang == 'en' else ' '}%"
 
 
 def seconds_words(app: App, lang: str, seconds: float) -> str:
-    return app.texts(lang, "stats.s", s=f"{seconds:.2f}" if seconds < 10 else f"{seconds:.0f}")
+    return app.texts(lang, "stats.s", s=decimal(lang, seconds, 2 if seconds < 10 else 0))
 
 
-def dollars(micro_usd: int) -> str:
-    """Cents, and below a dollar as much finer as there is something to see."""
-    fine = f"{micro_usd / 1e6:.{2 if micro_usd >= 1_000_000 else 4}f}"
-    return f"{fine.removesuffix('00') if len(fine.partition('.')[2]) > 2 else fine} $"
+def dollars(lang: str, micro_usd: int) -> str:
+    """Cents, and below a dollar as much finer as there is something to see: $0.0015, 0,0015 $."""
+    fine = micro_usd % 10_000 >= 50 and micro_usd < 1_000_000
+    number = decimal(lang, micro_usd / 1e6, 4 if fine else 2)
+    return f"${number}" if lang == "en" else f"{number} $"
 
 
 def stats_text(app: App, lang: str, now: Figures) -> str:
@@ -12665,10 +12672,10 @@ def stats_text(app: App, lang: str, now: Figures) -> str:
             if took else t("stats.no_answers"),
             t("stats.llm", calls=now.llm_calls, errors=now.llm_errors),
             t("stats.breakers", states=", ".join(sick)) if sick else t("stats.breakers_well"),
-            t("stats.spent_of", spent=dollars(now.spent_today), most=dollars(now.budget))
-            if now.budget else t("stats.spent", spent=dollars(now.spent_today)),
+            t("stats.spent_of", spent=dollars(lang, now.spent_today), most=dollars(lang, now.budget))
+            if now.budget else t("stats.spent", spent=dollars(lang, now.spent_today)),
             "",
-            t("stats.caches", rate=share_words(now.hit_rate), entries=entries_held),
+            t("stats.caches", rate=share_words(lang, now.hit_rate), entries=entries_held),
             t("stats.memory", database=size(now.db_bytes), memory=size(now.rss_bytes)),
             t("stats.backlog", backlog=max(0, now.backlog - 1)),  # without the one that asks
             t("stats.errors", errors=now.errors),
@@ -12694,7 +12701,7 @@ async def caches_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     """Each cache that was asked for something."""
     t = functools.partial(app.texts, who.lang)
     lines = [
-        t("stats.cache", name=cache.name, rate=share_words(cache.hit_rate), size=cache.memory_size,
+        t("stats.cache", name=cache.name, rate=share_words(who.lang, cache.hit_rate), size=cache.memory_size,
           memory=size_words(app, who.lang, cache.memory_bytes), evictions=cache.evictions)
         for cache in cache_figures(app) if cache.hit_rate is not None
     ]  # fmt: skip
@@ -13489,11 +13496,11 @@ async def cost_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     periods = cost_periods(await costs_since(app.db.reader, *since))
     shown = next((days for days in COST_DAYS if str(days) == arg), 1)
     totals = [
-        f"{title(t(f'cost.days.{days}'))}: {dollars(sum(line.micro_usd for line in lines))}"
+        f"{title(t(f'cost.days.{days}'))}: {dollars(who.lang, sum(line.micro_usd for line in lines))}"
         for days, lines in periods.items()
     ]
     budget, spent = round(app.settings.daily_budget_usd * 1e6), spent_today(app)
-    left = t("cost.budget", most=dollars(budget), left=dollars(max(0, budget - spent)))
+    left = t("cost.budget", most=dollars(who.lang, budget), left=dollars(who.lang, max(0, budget - spent)))
     text = [
         t("cost.text"), "", *totals, left if budget else t("cost.no_budget"), "",
         t("cost.by_model", days=t(f"cost.days.{shown}")), *(cost_lines(app, who.lang, periods[shown])), "",
@@ -13507,7 +13514,7 @@ def cost_lines(app: App, lang: str, lines: Sequence[CostLine]) -> list[str]:
     t = functools.partial(app.texts, lang)
     words = [
         t("cost.line", model=excerpt(line.model, 60), calls=digits(line.calls), tokens_in=digits(line.tokens_in),
-          tokens_out=digits(line.tokens_out), dollars=dollars(line.micro_usd))
+          tokens_out=digits(line.tokens_out), dollars=dollars(lang, line.micro_usd))
         + (" " + t("cost.unpriced", n=digits(line.unpriced)) if line.unpriced else "")
         for line in lines[:20]
     ]  # fmt: skip
@@ -14002,16 +14009,16 @@ def tile_values(app: App, lang: str, now: Figures) -> dict[str, str]:
     size = functools.partial(size_words, app, lang)
     took = "–"
     if now.p50_s is not None and now.p95_s is not None:
-        took = f"{now.p50_s:.2f} / {seconds_words(app, lang, now.p95_s)}"
-    budget = f" / {dollars(now.budget)}" if now.budget else ""
+        took = f"{decimal(lang, now.p50_s, 2)} / {seconds_words(app, lang, now.p95_s)}"
+    budget = f" / {dollars(lang, now.budget)}" if now.budget else ""
     return {
         "uptime": app.texts.span(lang, now.uptime_s, into=True),
         "people": f"{now.chats} / {now.users}",
         "today": f"{now.messages_today} / {now.replies_today}",
         "took": took,
         "errors": f"{now.errors} / {now.llm_errors}",
-        "hits": share_words(now.hit_rate),
-        "spent": f"{dollars(now.spent_today)}{budget}",
+        "hits": share_words(lang, now.hit_rate),
+        "spent": f"{dollars(lang, now.spent_today)}{budget}",
         "memory": size(now.rss_bytes),
         "database": size(now.db_bytes),
         "backlog": str(now.backlog),
@@ -14020,7 +14027,7 @@ def tile_values(app: App, lang: str, now: Figures) -> dict[str, str]:
 
 def cache_rows(app: App, lang: str, caches: Iterable[CacheFigures]) -> list[list[str]]:
     return [
-        [cache.name, share_words(cache.hit_rate), str(cache.memory_hits + cache.disk_hits), str(cache.misses),
+        [cache.name, share_words(lang, cache.hit_rate), str(cache.memory_hits + cache.disk_hits), str(cache.misses),
          str(cache.memory_size), size_words(app, lang, cache.memory_bytes), str(cache.evictions)]
         for cache in caches
     ]  # fmt: skip
@@ -15165,6 +15172,8 @@ MAX_OUTAGE_S = 3600
 SICK_PAUSE_S = 15.0
 SEEN_S = 48 * 3600
 MAX_TURN = 100
+CANCELS = 10  # a minute, however few commands are allowed
+ALWAYS_OPEN = ("paysupport", "terms")  # in private, also to the banned: who paid can ask for it back, at any time
 MAX_KNOWN = 50_000
 ALLOWED_UPDATES = ["message", "edited_message", "callback_query", "my_chat_member", "stopped_message_generation",
                    "pre_checkout_query"]  # fmt: skip

@@ -499,9 +499,9 @@ async def test_costs_by_period_and_model(okun: Okun, owner: Room) -> None:
     okun.app.spent = "", 0
     await bot.load_spent(okun.app)
     [shown] = await owner.say("/cost")
-    for line in ("Today: 0.25 $", "7 days: 1.25 $", "30 days: 1.75 $", okun.t("cost.budget", most="2.00 $",
-                 left="1.75 $"), okun.t("cost.unpriced", n=1), okun.t("cost.prices", date=bot.PRICES_OF),
-                 "gemini-3.8-flash – calls: 1, tokens in: 1\u202f000, out: 2\u202f500; 0.25 $"):  # fmt: skip
+    for line in ("Today: $0.25", "7 days: $1.25", "30 days: $1.75", okun.t("cost.budget", most="$2.00",
+                 left="$1.75"), okun.t("cost.unpriced", n=1), okun.t("cost.prices", date=bot.PRICES_OF),
+                 "gemini-3.8-flash – calls: 1, tokens in: 1\u202f000, out: 2\u202f500; $0.25"):  # fmt: skip
         assert line in shown.text
     pressed = await owner.press("30 days", message=shown)
     assert "gemini-3.8-flash – calls: 3, " in pressed.message.text and "✓ 30 days" in pressed.message.buttons
@@ -517,7 +517,7 @@ async def test_seven_days_are_seven_where_the_clock_changes(okun: Okun, owner: R
         usage = bot.Usage(1_000_000)
         bot.store_llm_call(okun.app, bot.LlmCall(int(at), "gemini", "x", "chat", "ok", 5, usage, 1, 1, 1_000_000))
     await okun.settle()
-    assert "\n7 days: 7.00 $" in (await owner.say("/cost"))[0].text
+    assert "\n7 days: $7.00" in (await owner.say("/cost"))[0].text
 
 
 async def test_costs_where_there_are_none(okun: Okun, owner: Room) -> None:

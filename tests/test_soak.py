@@ -37,13 +37,13 @@ BOUNDS: dict[str, int] = {
     "app.counts": 100,  # kinds of errors and outcomes: names in the code
     "app.errors.kinds": bot.MOST_KINDS, "app.errors.entries": bot.MOST_ERRORS, "app.errors.told": bot.MOST_KINDS,
     "app.errors.filters": 10,
-    "inbox._sorter.arriving": BATCH,  # the batch at hand
+    "inbox._sorter._counted": 2000, "inbox._sorter._limits": 3, "inbox._sorter.arriving": BATCH,  # the batch at hand
 }  # fmt: skip
 # Empty when nothing is at work.
 AT_WORK = {
-    "app.summarising", "app.reminded", "app.reminding", "app.generations", "inbox._passing", "inbox._turns._queues",
-    "inbox._turns._wakes", "inbox._turns._running", "inbox._turns._at_work", "inbox._lines._locks", "app.db._waiting",
-    "app.db.reader._waiting", "app._tasks", "app.refunding",
+    "app.summarising", "app.reminded", "app.reminding", "app.refunding", "app.generations", "inbox._passing",
+    "inbox._turns._queues", "inbox._turns._wakes", "inbox._turns._running", "inbox._turns._at_work",
+    "inbox._lines._locks", "app.db._waiting", "app.db.reader._waiting", "app._tasks",
 }  # fmt: skip
 # As large as what somebody decided, or wrote into a file.
 GIVEN = {"app.access"}

@@ -608,7 +608,7 @@ async def test_the_page_gets_points_tiles_and_caches(okun: Okun, site: Site, cha
     assert data["columns"]["up"].count(None) == 58  # the bot was down, which is not zero
     assert (data["ok"], data["health"], data["per"]) == (True, "All is well", "per minute")
     assert data["tiles"]["people"] == "1 / 1" and data["tiles"]["today"] == "9 / 3"
-    assert data["tiles"]["spent"] == "0.00 $ / 2.00 $"
+    assert data["tiles"]["spent"] == "$0.00 / $2.00"
     assert {row[0] for row in data["caches"]} >= {"chats", "embeddings"}
     assert set(data["tiles"]) == set(bot.TILES)
 
