@@ -4583,6 +4583,12 @@ def require_owner(app: App, who: Who) -> None:
         raise BotError("error.owners_only")
 
 
+def require_telegram(app: App) -> None:
+    """What reaches other people, or their Stars, cannot be done from the terminal: nobody would carry it out."""
+    if app.bot.id == 0:
+        raise BotError("error.only_telegram")
+
+
 # What the update at work has changed so far; the inbox commits it together with the end of the update.
 changes: contextvars.ContextVar[dict[Hot, list[tuple[Any, ...]]] | None] = contextvars.ContextVar(
     "changes", default=None
@@ -11870,6 +11876,7 @@ async def payback_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
 @act("payback", slow=True, owner=True)
 async def payback_act(app: App, who: Who, owner: int, arg: str) -> Done:
     """Give the Stars of a payment back, or try that again. `arg`: as of the panel."""
+    require_telegram(app)
     key, _, spent = arg.partition(".")
     payment = (await find_payment(app, key)).payment
     if payment.state != "refunding":
@@ -13391,6 +13398,7 @@ async def broadcast_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
 
 @act("cast_new", owner=True)
 async def cast_new_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    require_telegram(app)
     if await cast_running(app.db.reader):
         raise BotError("broadcast.busy")
     await put_form(app, who, Form("broadcast", {}))
@@ -13457,6 +13465,7 @@ async def cast_sure_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
 @act("cast_go", owner=True)
 async def cast_go_act(app: App, who: Who, owner: int, arg: str) -> Done:
     """Begin to send a draft; of two at once, one. `arg`: its id, a dot, the audience that the button spoke of."""
+    require_telegram(app)
     id_, _, meant = arg.partition(".")
     audience, chats = await cast_draft(app.db.reader, number_in(id_), who.user_id)
     if audience != meant:  # chosen anew since, on another device

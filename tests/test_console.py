@@ -175,3 +175,31 @@ async def test_without_a_key_it_says_so(tmp_path: Path, fresh_database: Path) ->
     async with Terminal(tmp_path / "okun.db", gemini_api_key="") as terminal:
         lines = await terminal.type("hello river")
         assert len(lines) == 2 and lines[1] == f"Okun: {terminal.t('offline.no_key')}"
+
+
+async def press(terminal: Terminal, label: str) -> list[str]:
+    """The button whose label has this in it."""
+    number = next(n for n, (_, text, _) in enumerate(terminal.session.buttons, 1) if label in text)
+    return await terminal.type(f":{number}")
+
+
+async def test_from_the_terminal_nobody_gets_a_message_or_their_stars(
+    tmp_path: Path, fresh_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fresh_database, tmp_path / "okun.db")
+    owners = frozenset({bot.CONSOLE_OWNER})
+    async with Terminal(tmp_path / "okun.db", admin_ids=owners) as terminal:
+        paid = bot.Payment("charge", 77, "pack:coins100:1", 50, "coins", 100, 1_700_000_000)
+        async with bot.money(terminal.app, 77) as tx:
+            await bot.put_payment(tx, paid)
+        await terminal.type("/admin")
+        await press(terminal, terminal.t("menu.to.payments"))
+        await press(terminal, "1")
+        await press(terminal, terminal.t("payment.button.refund"))
+        assert terminal.t("error.only_telegram") in "".join(await press(terminal, "50"))
+        assert (await bot.payment_by_charge(terminal.app.db.reader, "charge")).state == "paid"
+        await terminal.type("/admin")
+        await press(terminal, terminal.t("menu.to.broadcast"))
+        said = await press(terminal, terminal.t("broadcast.button.new"))
+        assert terminal.t("error.only_telegram") in "".join(said)
