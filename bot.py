@@ -347,6 +347,15 @@ def read_url(*schemes: str) -> Callable[[str], str]:
 read_http = read_url("http", "https")
 
 
+def read_webhook(value: str) -> str:
+    """An address whose path is none of the web page's and no pattern."""
+    url: str = read_http(value)
+    path = urlsplit(url).path
+    if not re.fullmatch(r"[\w./~-]*", path, re.ASCII) or path in ("/login", "/logout"):
+        raise SettingFault("webhook_path")
+    return url
+
+
 def read_timezone(value: str) -> zoneinfo.ZoneInfo:
     try:
         return zoneinfo.ZoneInfo(value)
@@ -464,9 +473,7 @@ class Settings:
     proxy_url: str = setting(
         "OPS", "", read_url("http", "https", "socks4", "socks5"), "http://… or socks5://… for all outgoing calls"
     )
-    webhook_url: str = setting(
-        "OPS", "", read_url("https", "http"), "public address for a webhook; empty: long polling"
-    )
+    webhook_url: str = setting("OPS", "", read_webhook, "public address for a webhook; empty: long polling")
     webhook_secret: str = setting("OPS", "", read_secret, "its secret token; empty: a new one at each start")
     web_host: str = setting("OPS", "127.0.0.1", read_text, "address of the web server")
     web_port: int = setting("OPS", "8080", read_count(0, 65535), "its port; 0: off")
@@ -10191,7 +10198,8 @@ async def answer_turn(app: App, turn: Turn, who: Who) -> None:
     except LlmError as error:
         if turn.unprompted:
             return  # nobody asked, nobody needs to know
-        if poor := error.kind == "budget":
+        # where the budget is used up and a free model fails, what the chat itself said has to do
+        if poor := error.kind == "budget" or (error.kind != "blocked" and not budget_left(app)):
             answer = await think_offline(app, turn, who)
         else:
             turn.kind = "notice"

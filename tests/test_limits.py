@@ -638,6 +638,21 @@ async def test_free_models_are_asked_when_the_budget_is_used_up(okun: Okun, chat
     ]  # fmt: skip
 
 
+@settings(daily_budget_usd=0.5, openai_api_url="http://127.0.0.1:1/v1", openai_model=("llama",))
+async def test_where_the_free_model_fails_the_chats_own_words_have_to_do(okun: Okun, chat: Room) -> None:
+    own = Provider("openai", "llama")
+    real_models(okun, Provider("gemini", BEST), own)
+    await chat.say("one")
+
+    async def fail(*args: Any) -> bot.Answer:
+        raise bot.LlmFault("request")
+
+    own.stream = fail  # type: ignore[method-assign, assignment]
+    [babbled, why] = said(await chat.say("two"))
+    assert babbled and babbled != okun.t("llm.request") and why.startswith(okun.t("limit.budget", left="")[:40])
+    assert said(await chat.say("three")) != [okun.t("llm.request")]
+
+
 @settings(daily_budget_usd=0.5)
 async def test_a_model_that_is_called_free_is_free(okun: Okun, chat: Room) -> None:
     paid = Provider("gemini", BEST, "some/model:free")

@@ -288,3 +288,10 @@ def test_every_setting_is_read_somewhere() -> None:
     secrets = {"WEBHOOK_SECRET"} & names_read(tree)  # not only by the list of what logs must not show
     assert secrets
     assert bot.SETTINGS.keys() - names_read(tree) == set()
+
+
+@pytest.mark.parametrize("url", ["https://host/{token}", "https://host/a b", "https://host/%7B", "https://host/login"])
+def test_a_webhook_has_a_path_of_its_own(url: str) -> None:
+    _, faults = bot.read_settings({"WEBHOOK_URL": url}, {})
+    assert [(fault.name, fault.key) for fault in faults] == [("WEBHOOK_URL", "webhook_path")]
+    assert bot.read_settings({"WEBHOOK_URL": "https://host:8443/tele_gram-1/x"}, {})[1] == []

@@ -66,8 +66,8 @@ COMPOSED = {
     "settings.policy_is.{}": ["always", "smart", "mention", "never"],
     "owner.sick.{}": sorted({*bot.SICKNESSES.values()} - {"malformed"}),
     "restore.{}": ["not_sqlite", "damaged"],
-    "fault.{}": ["token", "number", "switch", "ids", "choice", "url", "timezone", "hours", "secret", "web_token",
-                 "unknown", "unknown_close"],
+    "fault.{}": ["token", "number", "switch", "ids", "choice", "url", "webhook_path", "timezone", "hours", "secret",
+                 "web_token", "unknown", "unknown_close"],
 }  # fmt: skip
 # calls whose first (or second) argument is a key
 SAY = re.compile(r"(texts|counted|_texts|BotError|Unavailable|tell_owners|tell_owners_of|_say|t)$")
