@@ -660,7 +660,11 @@ async def test_where_the_second_connection_fails_the_first_is_closed(
         return await connect(path)
 
     monkeypatch.setattr(bot, "connect", refuse)
-    threads = threading.active_count()
+    before = {*threading.enumerate()}
     with pytest.raises(sqlite3.OperationalError):
         await bot.Db(str(tmp_path / "okun.db")).open()
-    assert threading.active_count() == threads  # one that is left keeps the process from ending, SIGTERM or not
+    left = {*threading.enumerate()} - before
+    for thread in left:  # a moment after it was told to end
+        thread.join(10)
+    # one that is left keeps the process from ending, SIGTERM or not
+    assert not [thread for thread in left if thread.is_alive()]
