@@ -74,7 +74,8 @@ async def test_a_refund_goes_on_after_a_kill(stage: Stage) -> None:
     await okun.kill()
     await okun.start()
     await until(lambda: okun.rows("SELECT state, taken_back FROM payments") == [("refunded", 100)], PATIENCE)
-    await stage.settled(okun)
     told = TEXTS["payment"]["refunded_taken"].format(stars=50, taken="100 🪙")
+    await stage.telegram.until(lambda: told in stage.replies(anna), PATIENCE)
+    await stage.settled(okun)
     assert stage.replies(anna).count(told) == 1
     assert okun.rows("SELECT amount FROM balances") == [(0,)] and [*telegram.payments.values()] == ["refunded"]
