@@ -15882,9 +15882,7 @@ class Inbox:
         started = time.perf_counter()
         try:
             async with self._app.slots:
-                await work()
-        except BotError as error:
-            await self._tell_error(raw, error)
+                await self._work_or_tell(raw, work)
         except ChatGone as gone:
             log.info("nobody there: %s", gone)
         except Exception as error:
@@ -15934,11 +15932,14 @@ class Inbox:
                 if not await self._rest(backoff(self._app.dice, min(attempt, 6), 1.0)):
                     return
 
-    async def _tell_error(self, raw: Mapping[str, Any], error: BotError) -> None:
-        """A BotError becomes words in the user's language."""
-        who = await self._who(raw)
-        with contextlib.suppress(ChatGone, TelegramAPIError):
-            await tell(self._app, who, error_text(self._app, who.lang, error))
+    async def _work_or_tell(self, raw: Mapping[str, Any], work: Callable[[], Awaitable[None]]) -> None:
+        """A BotError becomes words in the user's language; a Telegram that is away: the work is done again after it."""
+        try:
+            await work()
+        except BotError as error:
+            who = await self._who(raw)
+            with contextlib.suppress(TelegramBadRequest, TelegramForbiddenError):
+                await tell(self._app, who, error_text(self._app, who.lang, error))
 
     async def _who(self, raw: Mapping[str, Any]) -> Who:
         """Who did this, where; the ids come from the update and nowhere else."""
