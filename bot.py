@@ -11,8 +11,8 @@ that stores the answer. What a crash leaves in the inbox is done first at the ne
 
 Sections, each using only what stands above it (`grep '^# ==' bot.py` lists them):
 Settings, Texts, Errors, Logs, Store, Caches, Resilience, Formatting, Pictures, Telegram, LLM, App, Limits, Ledger,
-Memory, Panels, Recall, Knowledge, Privacy, Analysis, Personas, Voice, Companion, Reminders, Catchup, Payments, Backups,
-Figures, Owner, Menu, Page, Web, Console, Inbox, Wiring, Main.
+Memory, Panels, Jobs, Recall, Knowledge, Privacy, Analysis, Personas, Voice, Companion, Reminders, Catchup, Avatars,
+Drawing, Gallery, Payments, Backups, Figures, Owner, Menu, Page, Web, Console, Inbox, Wiring, Main.
 
 Vocabulary:
     chat, topic   a Telegram chat; a forum topic in it (thread_id, 0 where there is none)
@@ -72,6 +72,7 @@ import threading
 import time
 import tomllib
 import unicodedata
+import warnings
 import zoneinfo
 from array import array
 from collections import Counter, defaultdict, deque
@@ -430,6 +431,9 @@ class Settings:
         read_names,
         "models for summaries and moods, best first",
     )
+    gemini_image_model: tuple[str, ...] = setting(
+        "LLM", "gemini-3.1-flash-image", read_names, "models that draw, best first; empty: none"
+    )
     gemini_tts_model: tuple[str, ...] = setting("LLM", "", read_names, "models that speak, for /voice; empty: none")
     gemini_embedding_model: tuple[str, ...] = setting(
         "LLM", "", read_names, "a model that compares meanings, for better recall; empty: by words alone"
@@ -462,12 +466,17 @@ class Settings:
     replies_per_hour: int = setting("LIMITS", "60", read_count(), "answers an hour and user; 0: no limit")
     chat_replies_per_hour: int = setting("LIMITS", "300", read_count(), "answers an hour and group; 0: no limit")
     total_replies_per_hour: int = setting("LIMITS", "0", read_count(), "answers an hour in all chats; 0: no limit")
+    images_per_day: int = setting("LIMITS", "10", read_count(), "pictures a day and user; 0: no limit")
     max_parallel_updates: int = setting("LIMITS", "75", read_count(1, 1000), "updates at work at once")
+    max_parallel_images: int = setting("LIMITS", "3", read_count(1, 100), "pictures drawn at once")
     max_parallel_llm: int = setting("LIMITS", "32", read_count(1, 1000), "calls to language models at once")
     sends_per_second: int = setting("LIMITS", "30", read_count(), "messages a second, all chats; 0: no pacing at all")
     daily_budget_usd: float = setting(
         "LIMITS", "0", read_number(0, 1_000_000, float), "dollars a day for models, then only free ones; 0: no limit"
     )
+
+    price_image: int = setting("GAME", "0", read_count(), "coins that a picture costs")
+    price_avatar: int = setting("GAME", "0", read_count(), "coins that the making of an avatar costs")
 
     telegram_api_url: str = setting("OPS", "https://api.telegram.org", read_http, "a Bot API server of your own")
     proxy_url: str = setting(
@@ -961,7 +970,7 @@ def operation(name: str, **fields: Any) -> Iterator[None]:
 # One writing connection, one reader that cannot write. Hot small writes share transactions: whoever waits at that
 # moment is committed together, in one thread hop. What must be atomic takes `async with db.tx() as tx`.
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # version -> script that takes a database from it to the next version
 MIGRATIONS: dict[int, str] = {
     1: """
@@ -1349,6 +1358,77 @@ CREATE TABLE minutes (
     rss_kb INTEGER NOT NULL,
     backlog INTEGER NOT NULL
 ) STRICT;
+""",
+    4: """
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    pool TEXT NOT NULL,
+    chat_id INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    thread_id INTEGER NOT NULL,
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    lang TEXT NOT NULL,
+    message_id INTEGER,
+    panel_id INTEGER,
+    data TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'refunded', 'cancelled')),
+    price INTEGER NOT NULL,
+    day TEXT NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    error TEXT,
+    queued_at INTEGER NOT NULL,
+    ended_at INTEGER,
+    update_id INTEGER,
+    UNIQUE (update_id, kind)
+) STRICT;
+CREATE INDEX jobs__in_queue ON jobs (pool, id) WHERE state = 'queued';
+CREATE INDEX jobs__at_work ON jobs (state) WHERE state = 'running';
+CREATE INDEX jobs__of_person ON jobs (user_id, state);
+CREATE INDEX jobs__in_chat ON jobs (chat_id, user_id);
+CREATE INDEX jobs__ended ON jobs (ended_at);
+CREATE TABLE avatars (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    gender TEXT NOT NULL DEFAULT '' CHECK (gender IN ('', 'male', 'female')),
+    status TEXT NOT NULL CHECK (status IN ('draft', 'photos_uploading', 'ready_for_training', 'training',
+                                                  'completed', 'error', 'cancelled')),
+    main INTEGER NOT NULL DEFAULT 0 CHECK (main IN (0, 1)),
+    card TEXT NOT NULL DEFAULT '',
+    error TEXT,
+    made_at INTEGER NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX avatars__of_person ON avatars (user_id, status);
+CREATE UNIQUE INDEX avatars__main ON avatars (user_id) WHERE main = 1;
+CREATE TABLE avatar_photos (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    avatar_id INTEGER NOT NULL REFERENCES avatars (id) ON DELETE CASCADE,
+    file_id TEXT NOT NULL,
+    file_unique_id TEXT NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    quality REAL NOT NULL,
+    looks TEXT NOT NULL,
+    chosen INTEGER NOT NULL DEFAULT 0 CHECK (chosen IN (0, 1)),
+    added_at INTEGER NOT NULL,
+    UNIQUE (avatar_id, file_unique_id)
+) STRICT;
+CREATE INDEX avatar_photos__of_avatar ON avatar_photos (avatar_id, added_at);
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    chat_id INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    file_id TEXT NOT NULL,
+    original_id TEXT,
+    wish TEXT NOT NULL,
+    me INTEGER NOT NULL CHECK (me IN (0, 1)),
+    favourite INTEGER NOT NULL DEFAULT 0 CHECK (favourite IN (0, 1)),
+    made_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX pictures__of_person ON pictures (user_id, id);
+CREATE INDEX pictures__favourite ON pictures (user_id, id) WHERE favourite = 1;
+CREATE INDEX pictures__in_chat ON pictures (chat_id, user_id);
 """,
 }
 BUSY_LIMIT_S = 30.0
@@ -2371,6 +2451,95 @@ class Canvas:
         return out.getvalue()
 
 
+PHOTO_KINDS = ("JPEG", "PNG", "WEBP")
+PHOTO_SIDE = 1024  # pixels: enough for a model to see by, and for us to measure
+MAX_PHOTO_BYTES = 64 * 1024 * 1024  # that decoding may take
+
+
+class Photo(NamedTuple):
+    """A photo that somebody sent: the picture (Pillow's: RGB, at most PHOTO_SIDE a side), and its size as sent."""
+
+    picture: Any
+    width: int
+    height: int
+
+
+def open_photo(data: bytes) -> Photo:
+    """Decode a photo, in a thread: one of 12 megapixels takes half a second. Raises BotError photo.kind, photo.large,
+    photo.broken."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=PHOTO_KINDS) as image:
+            warnings.simplefilter("ignore")  # our own bound is the lower one
+            width, height = image.size
+            if decoding_bytes(image) > MAX_PHOTO_BYTES:
+                raise BotError("photo.large", width=width, height=height)
+            image.draft("RGB", (PHOTO_SIDE, PHOTO_SIDE))  # JPEG: by an eighth, a quarter or half of it at once
+            small = shrunk(image)
+            small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+            upright = ImageOps.exif_transpose(small)
+            if (upright.width > upright.height) != (width > height):
+                width, height = height, width
+            return Photo(on_white(upright), width, height)
+    except UnidentifiedImageError as error:
+        raise BotError("photo.kind") from error
+    except Image.DecompressionBombError as error:
+        raise BotError("photo.large", width="?", height="?") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # whatever decoders make of rubbish
+        raise BotError("photo.broken") from error
+
+
+def decoding_bytes(image: Any) -> int:
+    """What decoding takes, about: a baseline JPEG is read in the size that is wanted, any other picture whole, and WEBP
+    four times over."""
+    width, height = image.size
+    if image.format == "JPEG" and not image.info.get("progressive"):
+        scale = max(1, min(8, min(width, height) // PHOTO_SIDE))
+        return int(width * height * 4 / scale**2)
+    return int(width * height * (16 if image.format == "WEBP" else 4))
+
+
+def shrunk(image: Any) -> Any:
+    """By a whole number, to PHOTO_SIDE or more: band by band, because Pillow would first copy all of what has an alpha
+    channel. What EXIF says of it goes along."""
+    from PIL import Image
+
+    factor, band = max(image.size) // PHOTO_SIDE, 64
+    if factor < 2:
+        return image
+    small = Image.new(image.mode, (-(-image.width // factor), -(-image.height // factor)))
+    small.info = image.info
+    if image.mode == "P":
+        small.putpalette(image.getpalette("RGBA"), "RGBA")
+    for top in range(0, image.height, band * factor):
+        part = image.crop((0, top, image.width, min(image.height, top + band * factor)))
+        small.paste(
+            part.resize((small.width, -(-part.height // factor)), 0) if image.mode == "P" else part.reduce(factor),
+            (0, top // factor),
+        )
+    return small
+
+
+def on_white(image: Any) -> Any:
+    """In RGB; what can be seen through lies on white."""
+    from PIL import Image
+
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    ground = Image.new("RGB", image.size, "white")
+    ground.paste(image, mask=image.getchannel("A"))
+    return ground
+
+
+def jpeg(picture: Any) -> bytes:
+    """A picture of Pillow as a JPEG, for a model."""
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
 # == Telegram =========================================================================================================
 # The lean session (JSON bodies, results validated only where somebody reads them) and the gate that every call passes.
 
@@ -2457,7 +2626,33 @@ class SayPhoto(TelegramMethod[MessageId]):
     __api_method__ = "sendPhoto"
 
     chat_id: int
-    photo: InputFile
+    photo: InputFile | str  # a file, or the id of one that Telegram has
+    caption: str | None = None
+    message_thread_id: int | None = None
+    reply_parameters: dict[str, Any] | None = None
+    reply_markup: Any = None
+
+
+class PhotoSent(MessageId):
+    """What is read of the answer to a photo: its sizes, as raw dicts."""
+
+    photo: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def file_id(self) -> str:
+        """Of the largest size; "" where there is none."""
+        sizes = sorted(self.photo, key=lambda size: size["width"] * size["height"])
+        return str(sizes[-1]["file_id"]) if sizes else ""
+
+
+class DrawnPhoto(TelegramMethod[PhotoSent]):
+    """sendPhoto of a picture that is to be sent again by its file id."""
+
+    __returning__ = PhotoSent
+    __api_method__ = "sendPhoto"
+
+    chat_id: int
+    photo: InputFile | str
     caption: str | None = None
     message_thread_id: int | None = None
     reply_parameters: dict[str, Any] | None = None
@@ -2977,8 +3172,8 @@ async def fetch_file(bot: Bot, file_id: str) -> bytes:
 # Language models over HTTP: Gemini's REST v1beta and anything OpenAI-compatible. One chain of models, best first; what
 # a fault means for the chain and for the user stands in one table.
 
-# chat: talk; light: summaries and other work in the background; embed: vectors of texts; speak: voice
-Capability = Literal["chat", "light", "embed", "speak"]
+# chat: talk; light: summaries and other work in the background; embed: vectors of texts; speak: voice; draw: pictures
+Capability = Literal["chat", "light", "embed", "speak", "draw"]
 SILENCE_S = 60
 VOICE = "Puck"  # one of https://ai.google.dev/gemini-api/docs/speech-generation#voices
 VECTOR_SIZE = 256  # the first numbers of a vector say nearly as much as all 3072
@@ -3050,13 +3245,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one call, as the provider counted them. `cached` and `sound` are of the input; thoughts are apart."""
+    """Tokens of one call, as the provider counted them. `cached` and `sound` are of the input, `picture` of the output;
+    thoughts are apart."""
 
     input: int = 0
     output: int = 0
     thoughts: int = 0
     cached: int = 0
     sound: int = 0
+    picture: int = 0
 
 
 def count_tokens(text: str) -> int:
@@ -3077,6 +3274,21 @@ class Answer:
     raw: tuple[Mapping[str, Any], ...] = ()
     usage: Usage = Usage()
     calls: tuple[Call, ...] = ()
+
+
+# of width and height; https://ai.google.dev/gemini-api/docs/image-generation#aspect_ratios knows more
+RATIOS = ("1:1", "9:16", "16:9", "3:4", "4:3")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture that is wanted: what is on it, its format (of RATIOS; "": as the model likes), pictures to go by."""
+
+    prompt: str
+    ratio: str = ""
+    references: tuple[Media, ...] = ()
+    chat_id: int = 0
+    user_id: int = 0
 
 
 class LlmFault(Exception):
@@ -3113,6 +3325,7 @@ REMEDIES = {
     "cut":        Remedy(again=1, sick=True),                           # the stream ended in the middle
     "malformed":  Remedy(again=1, cool_s=20, sick=True),
     "empty":      Remedy(again=1),                                      # no candidates, no parts
+    "words":      Remedy(again=1),                                      # text where a picture was wanted
     "request":    Remedy(),                                             # 400: another model may take it
     "wording":    Remedy(again=1),                                      # 400: it wants a parameter by another name
     "blocked":    Remedy(final=True),                                   # safety: another model would say the same
@@ -3236,6 +3449,7 @@ class Gemini:
             "light": settings.gemini_light_model,
             "embed": settings.gemini_embedding_model[:1],  # vectors of two models cannot be compared
             "speak": settings.gemini_tts_model,
+            "draw": settings.gemini_image_model,
         }
         self._toolless: set[str] = set()  # models that said so
 
@@ -3312,6 +3526,30 @@ class Gemini:
                     return Media(blob["mimeType"], base64.b64decode(blob["data"]))
         raise LlmFault("empty")
 
+    async def draw(self, model: str, wish: Drawing, on_usage: Callable[[Usage], None]) -> Media:
+        """A picture, of several the first: https://ai.google.dev/gemini-api/docs/image-generation. Raises LlmFault."""
+        config: dict[str, Any] = {"responseModalities": ["TEXT", "IMAGE"]}
+        if wish.ratio:
+            config["imageConfig"] = {"aspectRatio": wish.ratio}
+        said = Said("user", wish.prompt, wish.references)
+        body = {"contents": gemini_contents(model, [said]), "generationConfig": config}
+        data = await self._post(model, "generateContent", body)
+        on_usage(gemini_usage(data.get("usageMetadata") or {}))
+        if blocked := (data.get("promptFeedback") or {}).get("blockReason"):
+            raise LlmFault("blocked", blocked)
+        finish, words = "", ""
+        for candidate in data.get("candidates") or ():
+            finish = candidate.get("finishReason") or finish
+            for part in (candidate.get("content") or {}).get("parts") or ():
+                if part.get("thought"):  # pictures that it only thinks of
+                    continue
+                if (blob := part.get("inlineData")) and blob.get("data"):
+                    return Media(blob["mimeType"], base64.b64decode(blob["data"]))
+                words = words or part.get("text") or ""
+        if finish in GeminiReading.BLOCKED:
+            raise LlmFault("blocked", finish)
+        raise LlmFault("words" if VISIBLE.search(words) else "empty", finish)
+
     async def embed(
         self, model: str, texts: Sequence[str], on_usage: Callable[[Usage], None], *, question: bool
     ) -> list[list[float]]:
@@ -3354,7 +3592,8 @@ TOOLLESS = re.compile(r"(?i)(tool|function)[^.]*(not (enabled|supported|availabl
 class GeminiReading:
     """Puts the events of one stream together."""
 
-    BLOCKED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE"})
+    BLOCKED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE",
+                         "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION"})  # fmt: skip
 
     def __init__(self, model: str) -> None:
         self.model, self.text, self.finish = model, "", ""
@@ -3429,10 +3668,15 @@ def count_in(meta: Mapping[str, Any], name: str) -> int:
 
 def gemini_usage(meta: Mapping[str, Any]) -> Usage:
     names = ("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "cachedContentTokenCount")
-    details = meta.get("promptTokensDetails") or ()
-    sound = sum(count_in(one, "tokenCount") for one in details if one.get("modality") == "AUDIO")
     counts = [count_in(meta, name) for name in names]
-    return Usage(counts[0], counts[1], counts[2], counts[3], sound)
+    sound = tokens_of(meta, "promptTokensDetails", "AUDIO")
+    picture = tokens_of(meta, "candidatesTokensDetails", "IMAGE")
+    return Usage(counts[0], counts[1], counts[2], counts[3], sound, picture)
+
+
+def tokens_of(meta: Mapping[str, Any], details: str, modality: str) -> int:
+    """The tokens of one modality, of those that a part of the usage lists."""
+    return sum(count_in(one, "tokenCount") for one in meta.get(details) or () if one.get("modality") == modality)
 
 
 def gemini_contents(model: str, said: Iterable[Said]) -> list[dict[str, Any]]:
@@ -3703,6 +3947,7 @@ class Price(NamedTuple):
     output: float  # thoughts included
     cached: float
     sound: float = 0.0
+    picture: float = 0.0  # of output that is seen, 0: as the rest
     until: str = ""
 
 
@@ -3722,6 +3967,8 @@ PRICES = (
     Price("gemini-2.5-flash",      0.30, 2.50, 0.03, sound=1.00),
     Price("gemini-2.5-pro",        1.25, 10.0, 0.125),
     Price("gemini-2.5-flash-preview-tts", 0.50, 10.0, 0.50),
+    Price("gemini-3.1-flash-image", 0.25, 1.50, 0.25, picture=60.0),
+    Price("gemini-2.5-flash-image", 0.30, 2.50, 0.30, picture=30.0),
     Price("gemini-embedding-001",  0.15, 0.0, 0.15),
     Price("gpt-4o-mini",           0.15, 0.60, 0.075),
     Price("gpt-4.1-mini",          0.40, 1.60, 0.10),
@@ -3748,12 +3995,13 @@ def cost_of(price: Price, usage: Usage) -> int:
     What is cached is what was said before, words rather than the sound that came just now.
     """
     cached, sound = min(usage.cached, usage.input), min(usage.sound, usage.input)
-    words = usage.input - sound
+    words, picture = usage.input - sound, min(usage.picture, usage.output)
     micro_usd = (
         max(0, words - cached) * price.input
         + cached * price.cached
         + (sound - max(0, cached - words)) * (price.sound or price.input)
-        + (usage.output + usage.thoughts) * price.output
+        + (usage.output - picture + usage.thoughts) * price.output
+        + picture * (price.picture or price.output)
     )
     return round(micro_usd)
 
@@ -3799,7 +4047,8 @@ class Llm:
         if settings.openai_api_url and settings.openai_model:
             self.providers.append(OpenAi(settings, http))
         most = settings.max_parallel_llm
-        sizes: dict[Capability, int] = {"chat": most, "light": min(most, 4), "embed": most, "speak": min(most, 4)}
+        sizes: dict[Capability, int] = {"chat": most, "light": min(most, 4), "embed": most, "speak": min(most, 4),
+                                        "draw": settings.max_parallel_images}  # fmt: skip
         self.slots = {capability: asyncio.Semaphore(size) for capability, size in sizes.items()}
         self.breakers = {
             (provider.name, capability): Breaker(clock) for provider in self.providers for capability in sizes
@@ -3899,6 +4148,15 @@ class Llm:
 
         async with self.slots["speak"]:
             return await self._run("speak", call, chat_id, user_id)
+
+    async def draw(self, wish: Drawing) -> Media:
+        """A picture of what is wished for. Take one of the slots of jobs before. Raises LlmError."""
+
+        async def call(provider: Gemini | OpenAi, model: str, on_usage: Callable[[Usage], None]) -> Media:
+            assert isinstance(provider, Gemini)
+            return await provider.draw(model, wish, on_usage)
+
+        return await self._run("draw", call, wish.chat_id, wish.user_id)
 
     async def embed(self, texts: Sequence[str], *, question: bool = False) -> list[list[float]]:
         """A vector for each text. Raises LlmError."""
@@ -4006,7 +4264,7 @@ def is_sound(kind: type[pydantic.BaseModel], entry: Any) -> bool:
 def worst(kinds: Sequence[str]) -> str:
     """The reason that tells a user most."""
     order = ("blocked", "key", "quota", "rate", "overloaded", "timeout", "network", "server", "request", "retired",
-             "budget")  # fmt: skip
+             "words", "budget")  # fmt: skip
     return next((kind for kind in order if kind in kinds), "server")
 
 
@@ -4154,6 +4412,8 @@ class Who:
     anonymous_admin: bool = False
     message_id: int | None = None  # what an answer replies to
     said_at: int = 0  # of a message; 0: a button was pressed
+    update_id: int = 0  # 0: nobody asked just now
+    raw: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)  # the message, if one
 
 
 @dataclass(frozen=True)
@@ -4285,16 +4545,11 @@ class App:
         self.bot.session.middleware(self.gate)
         self.llm = Llm(settings, self.http, self.clock, self.dice)
         self._make_caches(self.clock.monotonic)
+        self._make_lists()
         self.answered: Recent[str, bool] = Recent(1000)  # presses, by the id of the query
         self.replaced: Recent[tuple[int, int], bool] = Recent(1000)  # menus in whose place another message was sent
         self.shown: Recent[tuple[int, int], Any] = Recent(1000)  # what menus say and offer now
         self.drawing = asyncio.Semaphore(1)  # a picture takes 50 MB while it is drawn
-        self.forms: dict[tuple[int, int, str], Form] = {}  # what is being made, as forms has it
-        self.replies_in: Counter[tuple[int, int]] = Counter()  # a topic's since its summary was last looked at
-        self.summarising: set[tuple[int, int]] = set()  # topics whose summary is being made
-        self.reminded: dict[int, tuple[Any, ...]] = {}  # reminders that were said and not yet taken off
-        self.reminding: set[int] = set()  # chats that are being reminded
-        self.refunding: set[str] = set()  # charges whose Stars are being given back
         # goes up when something in a chat is forgotten, or a topic reset
         self.epochs: Recent[int, int] = Recent(10_000)
         # each forgetting has a number; when a chat, and a person in it, were last forgotten
@@ -4340,6 +4595,18 @@ class App:
         self.admins: Cache[tuple[int, int], bool] = Cache(2000, 60, monotonic)
         self.balances: Cache[int, Mapping[str, int]] = Cache(5000, 300, monotonic)
         self.drawn: Cache[tuple[int, str, str], bytes] = Cache(50, 300, monotonic)  # pictures of moods
+
+    def _make_lists(self) -> None:
+        """What is under way."""
+        self.forms: dict[tuple[int, int, str], Form] = {}  # what is being made, as forms has it
+        self.replies_in: Counter[tuple[int, int]] = Counter()  # a topic's since its summary was last looked at
+        self.summarising: set[tuple[int, int]] = set()  # topics whose summary is being made
+        self.reminded: dict[int, tuple[Any, ...]] = {}  # reminders that were said and not yet taken off
+        self.reminding: set[int] = set()  # chats that are being reminded
+        self.refunding: set[str] = set()  # charges whose Stars are being given back
+        self.working: dict[int, asyncio.Task[None]] = {}  # jobs at work, by id
+        self.hiring = asyncio.Lock()  # so that no more of them begin than there is room for
+        self.places: Recent[int, int] = Recent(1000)  # of jobs in their queue, as last shown
 
     @property
     def caches(self) -> dict[str, Cache[Any, Any]]:
@@ -4752,6 +5019,13 @@ async def take_quota(tx: Tx, user_id: int, name: str, day: str, most: int) -> bo
     return row is not None
 
 
+async def return_quota(tx: Tx, user_id: int, name: str, day: str) -> None:
+    """Undo take_quota: what it was used for came to nothing."""
+    await tx.run(
+        "UPDATE quotas SET used = used - 1 WHERE user_id = ? AND name = ? AND day = ? AND used > 0", user_id, name, day
+    )
+
+
 async def quota_used(db: Queries, user_id: int, name: str, day: str) -> int:
     row = await db.one("SELECT used FROM quotas WHERE user_id = ? AND name = ? AND day = ?", user_id, name, day)
     return row["used"] if row else 0
@@ -4806,7 +5080,14 @@ async def quotas_clean(app: App) -> None:
 # -- rules
 
 ICONS = {"coins": "🪙", "bait": "🪱", "dollars": "💵"}  # the currencies there are
-REASONS = ("pack", "promo", "stars_back", "undone")  # what a balance changes for: keys of ledger.reason
+REASONS = (
+    "pack",
+    "promo",
+    "stars_back",
+    "undone",
+    "image",
+    "avatar",
+)  # what a balance changes for: keys of ledger.reason
 
 
 def amount_words(amounts: Mapping[str, int]) -> str:
@@ -5471,6 +5752,17 @@ async def set_lang(app: App, user_id: int, lang: str) -> None:
     app.langs.forget(user_id)
 
 
+async def files_of(db: Queries, raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files of a message and its whole album, as far as it was seen; as messages.media has them. One read for an
+    album, else none."""
+    content = heard_content(raw)
+    files = {entry["file_id"]: entry for entry in (content[2] if content else ())}
+    if album := raw.get("media_group_id"):
+        for row in await memory_album(db, raw["chat"]["id"], album):
+            files |= {entry["file_id"]: entry for entry in json_loads(row["media"] or "[]")}
+    return list(files.values())
+
+
 # == Panels ===========================================================================================================
 # Menus: one message that is edited in place, with a way back, for the one it was made for. A feature registers its
 # panels and what their buttons do by name, so that menus need not know one another; forms take answers in words.
@@ -5508,19 +5800,24 @@ class Form(NamedTuple):
     data: Mapping[str, Any]
     asks: str = ""  # what the next words answer; "": nothing
     message_id: int | None = None  # where the question stands
+    files: Sequence[Mapping[str, Any]] = ()  # that came with the words, as messages.media has them; not kept
 
 
 class Panel(NamedTuple):
-    """What a menu shows: a text, or a picture (PNG) with the text as its caption; rows of buttons; the way back.
+    """What a menu shows: a text, or a picture (PNG, or a file id) with the text as its caption; buttons; the way back.
 
-    `asks`: (kind of form, field) that the next words of its reader answer.
+    `asks`: (kind of form, field) that the next words of its reader answer. `lost`: what to say where Telegram does not
+    have the picture any more. `alone`: nothing leads away from it. `placed` is told in which message it stands.
     """
 
     text: str
     rows: Sequence[Row] = ()
     back: tuple[str, str] | None = ("menu", "")
-    picture: bytes | None = None
+    picture: bytes | str | None = None
     asks: tuple[str, str] | None = None
+    lost: str = ""
+    alone: bool = False
+    placed: Callable[[int], Awaitable[None]] | None = None
 
 
 class Done(NamedTuple):
@@ -5557,6 +5854,7 @@ PANELS: dict[str, PanelSpec] = {}
 ACTS: dict[str, ActSpec] = {}
 FORMS: dict[str, Callable[[App, Who, Form, str], Awaitable[Done]]] = {}
 WORDLESS: set[str] = set()  # of FORMS, those that take any message
+PICTURED: set[str] = set()  # of FORMS, those that take pictures, with or without words
 
 
 def panel(
@@ -5593,14 +5891,16 @@ def act(name: str, *, slow: bool = False, owner: bool = False) -> Callable[[T], 
     return register
 
 
-def form(kind: str, *, words: bool = True) -> Callable[[T], T]:
+def form(kind: str, *, words: bool = True, pictures: bool = False) -> Callable[[T], T]:
     """Register who takes the words that answer a form's question: `(app, who, form, text)` returns Done. Not `words`:
-    any one message will do, and `who.message_id` is it."""
+    any one message will do, and `who.message_id` is it. `pictures`: files will do as well, and are `form.files`."""
 
     def register(handler: T) -> T:
         FORMS[kind] = handler  # type: ignore[assignment]
         if not words:
             WORDLESS.add(kind)
+        if pictures:
+            PICTURED.add(kind)
         return handler
 
     return register
@@ -5640,9 +5940,12 @@ async def panel_for(app: App, who: Who, name: str, owner: int, arg: str = "") ->
     shown = await spec.show(app, who, owner, arg)
     if shown.asks and not who.private:  # a group's plain words may not reach the bot at all
         raise BotError("form.only_private")
+    rows = [row for row in shown.rows if row]
+    if shown.alone:
+        return shown._replace(rows=rows)
     t = functools.partial(app.texts, who.lang)
     back = go(t("menu.back"), owner, *shown.back) if shown.back else go(t("menu.close"), owner, "close")
-    return shown._replace(rows=[*(row for row in shown.rows if row), [back]])
+    return shown._replace(rows=[*rows, [back]])
 
 
 async def show(app: App, who: Who, shown: Panel, press: Press | None = None) -> None:
@@ -5662,8 +5965,15 @@ async def show(app: App, who: Who, shown: Panel, press: Press | None = None) -> 
             await change_panel(app, who, shown, markup, message_id)
             app.shown[who.chat_id, message_id] = looks_of(shown.text, markup)
         except (TelegramBadRequest, ChatGone):  # pictures were forbidden meanwhile, or Telegram hid what it was
-            message_id = await put_instead(app, who, shown._replace(picture=None), markup, message_id)
+            message_id = await put_instead(app, who, wordily(shown), markup, message_id)
     await listen(app, who, shown.asks, message_id, press)
+    if shown.placed and message_id:
+        await shown.placed(message_id)
+
+
+def wordily(shown: Panel) -> Panel:
+    """The panel without its picture, which Telegram does not take, or have."""
+    return shown._replace(text=shown.lost or shown.text, picture=None)
 
 
 def looks_of(text: str, markup: InlineKeyboardMarkup) -> Any:
@@ -5699,10 +6009,15 @@ async def put_instead(app: App, who: Who, shown: Panel, markup: InlineKeyboardMa
     return sent
 
 
+def picture_file(picture: bytes | str) -> InputFile | str:
+    """A picture as methods of Telegram take it."""
+    return picture if isinstance(picture, str) else BufferedInputFile(picture, "okun.png")
+
+
 async def put_panel(app: App, who: Who, shown: Panel, markup: InlineKeyboardMarkup) -> int | None:
     if shown.picture is None:
         return await tell(app, who, shown.text, markup=markup)
-    photo = BufferedInputFile(shown.picture, "okun.png")
+    photo = picture_file(shown.picture)
     options = aside(who.thread_id, who.message_id)
     try:
         sent = await send_file(
@@ -5710,7 +6025,7 @@ async def put_panel(app: App, who: Who, shown: Panel, markup: InlineKeyboardMark
         )
     except (ChatGone, TelegramBadRequest) as error:  # a chat may forbid pictures; where nobody is, words fail, too
         log.warning("no picture: %s", error, extra={"chat_id": who.chat_id})
-        return await tell(app, who, shown.text, markup=markup)
+        return await tell(app, who, wordily(shown).text, markup=markup)
     await remember_own(app, own_row(app, who, sent, shown.text, kind="notice"))
     return sent
 
@@ -5719,7 +6034,7 @@ async def change_panel(app: App, who: Who, shown: Panel, markup: InlineKeyboardM
     if shown.picture is None:
         await edit(app.bot, who.chat_id, message_id, shown.text, markup)
         return
-    media = InputMediaPhoto(media=BufferedInputFile(shown.picture, "okun.png"), caption=shown.text)
+    media = InputMediaPhoto(media=picture_file(shown.picture), caption=shown.text)
     await change(app.bot, EditPicture(chat_id=who.chat_id, message_id=message_id, media=media, reply_markup=markup))
 
 
@@ -5826,14 +6141,15 @@ def heard_by_form(app: App, who: Who) -> bool:
     return any((made := form_of(app, who, kind)) and made.data.get("heard") == who.message_id for kind in FORMS)
 
 
-async def answer_form(app: App, who: Who, text: str) -> None:
-    """Take words as the answer to what a form asks. Raises BotError: then it goes on asking."""
+async def answer_form(app: App, who: Who, text: str, files: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Take words, and files, as the answer to what a form asks. Raises BotError: then it goes on asking."""
     waiting = asking_form(app, who)
     if waiting is None or heard_by_form(app, who):
         return
-    if waiting.kind not in WORDLESS and not VISIBLE.search(text):
+    pictured = bool(files) and waiting.kind in PICTURED
+    if waiting.kind not in WORDLESS and not pictured and not VISIBLE.search(text):
         raise BotError("form.words")
-    done = await FORMS[waiting.kind](app, who, waiting, whole(text.strip()))
+    done = await FORMS[waiting.kind](app, who, waiting._replace(files=files), whole(text.strip()))
     shown = await panel_for(app, who, done.panel, owner_of(who), done.arg)
     await show(app, who, shown._replace(text=f"{done.note}\n\n{shown.text}" if done.note else shown.text))
     if waiting.message_id:  # the question is answered: one menu is enough
@@ -5897,6 +6213,489 @@ async def on_do_press(app: App, who: Who, press: Press, data: DoPress) -> str | 
     who = dataclasses.replace(who, lang=done.lang or who.lang)
     await show(app, who, await panel_for(app, who, done.panel, data.owner, done.arg), press)
     return done.note
+
+
+# == Jobs =============================================================================================================
+# Slow work as rows: queued → running → done | failed | refunded | cancelled. Paid once when it is queued, given back
+# once when it fails or is called off; what a stop interrupts is begun anew at the next start.
+
+# -- rules
+
+JOB_TRIES = 3  # lives of the bot that may end while one job is at work
+MOST_QUEUED = 5  # of one person
+MOST_PLACES = 20  # in a queue that are shown as they change
+JOBS_EVERY_S = 60.0
+JOBS_KEPT_S = 30 * DAY_S
+JOB_OUTAGE_S = 3600.0
+
+Effect = Callable[[Tx], Awaitable[None]]  # what is stored together with the end of a job
+
+
+class Job(NamedTuple):
+    """Slow work that somebody asked for: a row of jobs."""
+
+    id: int
+    kind: str
+    pool: str
+    chat_id: int
+    thread_id: int
+    user_id: int
+    lang: str
+    message_id: int | None  # what it was asked in, to reply to
+    panel_id: int | None  # the message that shows how far it is
+    data: Mapping[str, Any]  # what is to be done
+    state: str
+    price: int  # in coins
+    day: str  # whose quota it uses
+    attempts: int
+    error: Mapping[str, Any]  # {"key": of a text, and its fields}
+    queued_at: int
+
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> Job:
+        job = cls(*row)
+        return job._replace(data=json_loads(row[9]), error=json_loads(row[14]) if row[14] else {})
+
+    @property
+    def reference(self) -> str:
+        """Of what it cost, in the ledger."""
+        return f"job {self.id}"
+
+    @property
+    def open(self) -> bool:
+        return self.state in ("queued", "running")
+
+
+class JobEnd(NamedTuple):
+    """What came of a job: what to store with its end, and what its message says then (None: it is deleted)."""
+
+    effect: Effect | None = None
+    said: str | None = None
+
+
+NO_END = JobEnd()
+
+
+class JobSpec(NamedTuple):
+    """A kind of job, as registered."""
+
+    run: Callable[[App, Job], Awaitable[JobEnd]]
+    pool: str
+    quota: str
+    most: Callable[[Settings], int]
+    price: Callable[[Settings], int]
+    reason: str
+    failed: Callable[[Tx, Job, str], Awaitable[None]] | None
+
+
+JOBS: dict[str, JobSpec] = {}
+POOLS: dict[str, Callable[[Settings], int]] = {  # queues, and how many of their jobs may be at work at once
+    "images": lambda settings: settings.max_parallel_images,
+}
+
+
+def nothing(settings: Settings) -> int:
+    """No limit, or no price."""
+    return 0
+
+
+def job(
+    kind: str,
+    *,
+    pool: str,
+    quota: str = "",
+    most: Callable[[Settings], int] = nothing,
+    price: Callable[[Settings], int] = nothing,
+    reason: str = "",
+    failed: Callable[[Tx, Job, str], Awaitable[None]] | None = None,
+) -> Callable[[T], T]:
+    """Register who does a kind of job: `(app, job)` returns JobEnd; BotError where it fails.
+
+    `pool`: of POOLS; `quota`: of a day, of which there are so many (`most`); `price`: in coins, and the `reason` in the
+    ledger; `failed` is called in the transaction that ends one without success, with its new state.
+    """
+
+    def register(run: T) -> T:
+        JOBS[kind] = JobSpec(run, pool, quota, most, price, reason, failed)  # type: ignore[arg-type]
+        return run
+
+    return register
+
+
+def pool_of(app: App, kind: str) -> str:
+    """The queue of a kind of job. The terminal's are apart: the real bot may share its database."""
+    return JOBS[kind].pool if app.bot.id else f"console {JOBS[kind].pool}"
+
+
+def pools(app: App) -> dict[str, int]:
+    """How many jobs of each queue may be at work at once."""
+    return {pool_of(app, kind): POOLS[spec.pool](app.settings) for kind, spec in JOBS.items()}
+
+
+def job_words(app: App, job: Job, place: int) -> str:
+    """How a job stands. `place`: in its queue, from 1."""
+    t = functools.partial(app.texts, job.lang)
+    if job.state == "queued":
+        return t("job.queued", place=place)
+    if job.state == "running":
+        return t(f"job.doing.{job.kind}")
+    back = "\n\n" + t("job.back", price=job.price) if job.price and job.state in ("refunded", "cancelled") else ""
+    if job.state in ("failed", "refunded"):
+        return job_fault(app, job) + back
+    return t(f"job.{job.state}") + back
+
+
+def job_fault(app: App, job: Job) -> str:
+    """Why it failed, in words."""
+    fields = {name: value for name, value in job.error.items() if name != "key"}
+    return error_text(app, job.lang, BotError(job.error.get("key", "error.sorry"), **fields))
+
+
+# -- queries
+
+
+async def put_job(tx: Tx, job: Job, update_id: int) -> int:
+    """Queue a job. Returns its id."""
+    row = await tx.one(
+        """INSERT INTO jobs (kind, pool, chat_id, thread_id, user_id, lang, message_id, data, state, price, day,
+             queued_at, update_id)
+           SELECT ?, ?, chat_id, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ? FROM chats WHERE chat_id = ? RETURNING id""",
+        job.kind, job.pool, job.thread_id, job.user_id, job.lang, job.message_id, json_dumps(job.data), job.price,
+        job.day, job.queued_at, update_id or None, job.chat_id,
+    )  # fmt: skip
+    if row is None:  # the chat was forgotten a moment ago
+        raise BotError("button.old")
+    return int(row["id"])
+
+
+async def job_asked(db: Queries, update_id: int, kind: str) -> int | None:
+    """The job that was asked for in an update, which may be taken twice."""
+    row = await db.one("SELECT id FROM jobs WHERE update_id = ? AND kind = ?", update_id, kind)
+    return row["id"] if row else None
+
+
+async def job_by_id(db: Queries, job_id: int) -> Job | None:
+    row = await db.one(
+        """SELECT id, kind, pool, chat_id, thread_id, user_id, lang, message_id, panel_id, data, state, price, day,
+                  attempts, error, queued_at FROM jobs WHERE id = ?""",
+        job_id,
+    )
+    return Job.of(row) if row else None
+
+
+async def jobs_queued(db: Queries, pool: str, most: int) -> list[Job]:
+    """What waits in a queue, in its order."""
+    rows = await db.all(
+        """SELECT id, kind, pool, chat_id, thread_id, user_id, lang, message_id, panel_id, data, state, price, day,
+                  attempts, error, queued_at FROM jobs WHERE pool = ? AND state = 'queued' ORDER BY id LIMIT ?""",
+        pool, most,
+    )  # fmt: skip
+    return [Job.of(row) for row in rows]
+
+
+async def jobs_open(db: Queries, user_id: int) -> list[Job]:
+    """What somebody waits for, oldest first."""
+    rows = await db.all(
+        """SELECT id, kind, pool, chat_id, thread_id, user_id, lang, message_id, panel_id, data, state, price, day,
+                  attempts, error, queued_at FROM jobs
+           WHERE user_id = ? AND state IN ('queued', 'running') ORDER BY id""",
+        user_id,
+    )
+    return [Job.of(row) for row in rows]
+
+
+async def job_place(db: Queries, job: Job) -> int:
+    """A job's place in its queue, from 1."""
+    row = await db.one(
+        "SELECT count(*) AS n FROM jobs WHERE pool = ? AND state = 'queued' AND id <= ?", job.pool, job.id
+    )
+    return row["n"] if row else 1
+
+
+async def start_job(tx: Tx, job_id: int) -> bool:
+    """queued → running; False where it is not queued any more."""
+    return bool(
+        await tx.run(
+            "UPDATE jobs SET state = 'running', attempts = attempts + 1 WHERE id = ? AND state = 'queued'", job_id
+        )
+    )
+
+
+async def close_job(tx: Tx, job_id: int, state: str, error: str | None, now: int) -> bool:
+    """queued or running → how it ended; False where it has ended before, or was forgotten."""
+    return bool(
+        await tx.run(
+            """UPDATE jobs SET state = ?, error = ?, ended_at = ? WHERE id = ? AND state IN ('queued', 'running')""",
+            state, error, now, job_id,
+        )
+    )  # fmt: skip
+
+
+async def jobs_running(db: Queries) -> list[Job]:
+    rows = await db.all(
+        """SELECT id, kind, pool, chat_id, thread_id, user_id, lang, message_id, panel_id, data, state, price, day,
+                  attempts, error, queued_at FROM jobs WHERE state = 'running'"""
+    )
+    return [Job.of(row) for row in rows]
+
+
+# -- actions
+
+
+async def queue_job(
+    app: App,
+    who: Who,
+    kind: str,
+    data: Mapping[str, Any],
+    *,
+    with_it: Callable[[Tx, int], Awaitable[None]] | None = None,
+) -> int:
+    """Take what a job costs and put it into its queue, both or neither. Returns its id, which the panel "job" shows.
+
+    `with_it` is stored in the same transaction, and gets the id. An update that is taken twice makes one job of a kind.
+    Raises BotError: too little of what it costs, too much of the day used, too many that wait.
+    """
+    spec, now = JOBS[kind], app.clock.now()
+    price = spec.price(app.settings)
+    wanted = Job(0, kind, pool_of(app, kind), who.chat_id, who.thread_id, who.user_id, who.lang, who.message_id, None,
+                 data, "queued", price, day_of(now, app.settings), 0, {}, int(now))  # fmt: skip
+    async with money(app, who.user_id) as tx:
+        await ensure_person(tx, who.user_id)
+        if who.update_id and (known := await job_asked(tx, who.update_id, kind)):
+            return known
+        if len(await jobs_open(tx, who.user_id)) >= MOST_QUEUED:
+            raise BotError("job.many", most=MOST_QUEUED)
+        if spec.quota:
+            await use_quota(tx, app, who.user_id, spec.quota, spec.most(app.settings))
+        id_ = await put_job(tx, wanted, who.update_id)
+        if price:
+            await post(tx, who.user_id, "coins", -price, spec.reason, f"job {id_}", now)
+        if with_it:
+            await with_it(tx, id_)
+    app.spawn(begin_jobs(app), "jobs")
+    return id_
+
+
+async def begin_jobs(app: App) -> None:
+    """Begin what there is room for, oldest first; show the others how far they have come."""
+    async with app.hiring:
+        for pool, most in pools(app).items():
+            at_work = sum(task.get_name().startswith(f"job {pool} ") for task in app.working.values())
+            for job in await jobs_queued(app.db.reader, pool, max(0, most - at_work)):
+                async with app.db.tx() as tx:
+                    started = await start_job(tx, job.id)
+                if started:
+                    job = job._replace(state="running", attempts=job.attempts + 1)
+                    app.working[job.id] = app.spawn(do_job(app, job), f"job {pool} {job.id}")
+            for place, job in enumerate(await jobs_queued(app.db.reader, pool, MOST_PLACES), 1):
+                if job.panel_id and app.places.get(job.id) != place:
+                    app.places[job.id] = place
+                    app.spawn(show_job(app, job, place), "show a place")
+
+
+async def do_job(app: App, job: Job) -> None:
+    """One try of a job, to its end."""
+    request_id.set(f"j{job.id}")
+    try:
+        await show_job(app, job)
+        end = await JOBS[job.kind].run(app, job)
+        await end_job(app, job, "done", end=end)
+    except BotError as error:
+        await end_job(app, job, "failed", error)
+    except ChatGone as gone:
+        log.info("nobody there: %s", gone)
+        await end_job(app, job, "failed", BotError("job.gone"))
+    except Exception as error:
+        app.counts[f"error {type(error).__name__}"] += 1
+        log.error("job failed", exc_info=error, extra={"attempt": job.attempts})
+        await end_job(app, job, "failed", BotError("error.sorry"))
+    finally:
+        app.working.pop(job.id, None)
+        app.places.pop(job.id, None)
+    app.spawn(begin_jobs(app), "jobs")
+
+
+async def end_job(app: App, job: Job, state: str, error: BotError | None = None, end: JobEnd = NO_END) -> bool:
+    """Store how a job ended, with its effect, or with what is given back for it; then show it. False where it has ended
+    before."""
+    state = "refunded" if state == "failed" and job.price else state
+    told = json_dumps({"key": error.key, **error.fields}) if error else None
+    for attempt in itertools.count(1):
+        try:
+            async with money(app, job.user_id) as tx:
+                if not await close_job(tx, job.id, state, told, int(app.clock.now())):
+                    return False
+                if state != "done":
+                    await undo_job(tx, app, job, state)
+                elif end.effect:
+                    await end.effect(tx)
+            break
+        except sqlite3.Error as fault:  # a full disk, say: what was done must not be done again for it
+            log.warning("job not stored: %s", fault, extra={"attempt": attempt})
+            await app.clock.sleep(backoff(app.dice, attempt, 5.0, 60.0))
+    await show_end(app, job._replace(state=state, error=json_loads(told) if told else {}), end.said)
+    return True
+
+
+async def undo_job(tx: Tx, app: App, job: Job, state: str) -> None:
+    """Give back what a job cost that came to nothing. Once it is at work, calling it off gives no quota back."""
+    spec = JOBS[job.kind]
+    if job.price:
+        await refund(tx, job.reference, app.clock.now())
+    if spec.quota and not (state == "cancelled" and job.state == "running"):
+        await return_quota(tx, job.user_id, spec.quota, job.day)
+    if spec.failed:
+        await spec.failed(tx, job, state)
+
+
+def job_keyboard(app: App, job: Job) -> InlineKeyboardMarkup | None:
+    rows = job_rows(app, job, job.chat_id if job.user_id == job.chat_id < 0 else job.user_id)
+    return keyboard(rows) if rows else None
+
+
+def job_rows(app: App, job: Job, owner: int) -> list[Row]:
+    """What can be done with a job as it stands."""
+    if job.open:
+        return [[do(app.texts(job.lang, "job.button.cancel"), owner, "job_cancel", job.id)]]
+    if job.state in ("failed", "refunded", "cancelled"):
+        return [[do(app.texts(job.lang, "job.button.again"), owner, "job_again", job.id)]]
+    return []
+
+
+async def show_job(app: App, job: Job, place: int = 0) -> None:
+    """Change a job's message to how it stands; it may be gone."""
+    if job.panel_id is None:
+        return
+    app.shown.pop((job.chat_id, job.panel_id), None)
+    with contextlib.suppress(TelegramAPIError, NoRoom, ChatGone):
+        await edit(app.bot, job.chat_id, job.panel_id, job_words(app, job, place), job_keyboard(app, job))
+
+
+async def show_end(app: App, job: Job, said: str | None) -> None:
+    """Show how a job ended, where it was asked for; why it failed is said anew where its message is gone."""
+    now = await job_by_id(app.db.reader, job.id)
+    job = job._replace(panel_id=now.panel_id if now else job.panel_id)
+    text = said if job.state == "done" else job_words(app, job, 0)
+    with contextlib.suppress(TelegramAPIError, NoRoom, ChatGone):
+        if job.panel_id and text is None:
+            await unshow(app, job.chat_id, job.panel_id)
+        elif job.panel_id and text:
+            app.shown.pop((job.chat_id, job.panel_id), None)
+            await app.bot(
+                Edit(chat_id=job.chat_id, message_id=job.panel_id, text=text, reply_markup=job_keyboard(app, job))
+            )
+        elif text:
+            await say_of_job(app, job, text)
+
+
+async def say_of_job(app: App, job: Job, text: str) -> int | None:
+    return await say(app.bot, job.chat_id, text, thread_id=job.thread_id, reply_to_id=job.message_id,
+                     markup=job_keyboard(app, job))  # fmt: skip
+
+
+async def patiently(app: App, send: Callable[[], Awaitable[T]]) -> T:
+    """Send what was dear to make: a Telegram that is away is waited for, an hour at most. Raises BotError("job.unsure")
+    where nobody knows whether it arrived: it is not sent twice."""
+    until = app.clock.monotonic() + JOB_OUTAGE_S
+    for attempt in itertools.count(1):
+        try:
+            return await send()
+        except AnswerLost as error:
+            raise BotError("job.unsure") from error
+        except TelegramRetryAfter as error:
+            pause = float(error.retry_after)
+        except (TelegramNetworkError, TelegramServerError) as error:
+            if app.clock.monotonic() > until:
+                raise BotError("job.unsent") from error
+            pause = backoff(app.dice, attempt, 2.0, 60.0)
+        await app.clock.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+async def jobs_resume(app: App) -> None:
+    """Queue anew what was at work when the bot stopped; what ended it three times has failed."""
+    for job in await jobs_running(app.db.reader):
+        if job.id in app.working or job.pool not in pools(app):
+            continue
+        if job.attempts >= JOB_TRIES:
+            await end_job(app, job, "failed", BotError("error.sorry"))
+            continue
+        async with app.db.tx() as tx:
+            await tx.run("UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'running'", job.id)
+
+
+async def cancel_job(app: App, job: Job) -> bool:
+    """Call a job off, at work or not; False where it has ended before."""
+    ended = await end_job(app, job, "cancelled")
+    if task := app.working.get(job.id):
+        task.cancel()
+    return ended
+
+
+async def cancel_jobs_here(app: App, who: Who) -> bool:
+    """Call off what somebody waits for in this chat; False where that is nothing."""
+    here = [job for job in await jobs_open(app.db.reader, who.user_id) if job.chat_id == who.chat_id]
+    return any([await cancel_job(app, job) for job in here])
+
+
+async def own_job(app: App, owner: int, arg: str) -> Job:
+    """The job that a button is about. Raises BotError where it is gone, or another's: data can be forged."""
+    job = await job_by_id(app.db.reader, number_in(arg))
+    if job is None or job.user_id != owner:
+        raise BotError("button.old")
+    return job
+
+
+@loop("jobs")
+async def jobs_loop(app: App) -> None:
+    """Go on with what the last life left; and look after the queues, where a full disk, say, held them up."""
+    await jobs_resume(app)
+    while True:
+        await begin_jobs(app)
+        await app.clock.sleep(JOBS_EVERY_S)
+
+
+@cleanup("jobs")
+async def jobs_clean(app: App) -> None:
+    async with app.db.tx() as tx:
+        await tx.run("DELETE FROM jobs WHERE ended_at < ?", int(app.clock.now() - JOBS_KEPT_S))
+
+
+# -- handlers
+
+
+@panel("job")
+async def job_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """How a job stands. The message in which it is shown is kept up to date."""
+    job = await own_job(app, owner, arg)
+
+    async def placed(message_id: int) -> None:
+        async with app.db.tx() as tx:
+            await tx.run("UPDATE jobs SET panel_id = ? WHERE id = ?", message_id, job.id)
+        now = await job_by_id(app.db.reader, job.id)
+        if now and now.state != job.state:  # it went on meanwhile
+            await (show_job(app, now) if now.open else show_end(app, now, None))
+
+    place = await job_place(app.db.reader, job)
+    app.places[job.id] = place
+    return Panel(job_words(app, job, place), job_rows(app, job, owner), alone=True, placed=placed if job.open else None)
+
+
+@act("job_cancel")
+async def job_cancel_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    job = await own_job(app, owner, arg)
+    ended = job.open and await cancel_job(app, job)
+    return Done(None if ended else app.texts(who.lang, "job.over"), "job", str(job.id))
+
+
+@act("job_again")
+async def job_again_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Ask for the same once more."""
+    job = await own_job(app, owner, arg)
+    if job.open or job.state == "done":
+        return Done(app.texts(who.lang, "job.over"), "job", str(job.id))
+    again = dataclasses.replace(who, user_id=job.user_id, message_id=job.message_id)
+    return Done(None, "job", str(await queue_job(app, again, job.kind, job.data)))
 
 
 # == Recall ===========================================================================================================
@@ -6935,6 +7734,8 @@ async def forget_derived(tx: Tx, user_id: int, chat_id: int) -> list[int]:
     await tx.run("DELETE FROM facts WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM reminders WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM tempers WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
+    await tx.run("DELETE FROM jobs WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
+    await tx.run("DELETE FROM pictures WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM forms WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     topics = await tx.all("SELECT thread_id FROM summaries WHERE chat_id = ?", chat_id)
     await tx.run("DELETE FROM summaries WHERE chat_id = ?", chat_id)
@@ -10361,8 +11162,11 @@ async def answer_question(app: App, who: Who, turn: Turn) -> str | None:
     asked = asking_form(app, who)
     if asked and asked.kind in WORDLESS and len(turn.waiting) > 1:
         raise BotError("form.one")
-    text = "\n".join(waiting.heard.text for waiting in turn.waiting if waiting.heard.kind == "text")
-    await answer_form(app, who, text)
+    pictured = asked is not None and asked.kind in PICTURED
+    words = [waiting.raw.get("text") or (waiting.raw.get("caption") if pictured else "") for waiting in turn.waiting]
+    text = "\n".join(word for word in words if word)
+    files = [entry for waiting in turn.waiting for entry in waiting.heard.media] if pictured else []
+    await answer_form(app, who, text, files)
     return ""
 
 
@@ -11156,6 +11960,78 @@ async def summary_act(app: App, who: Who, owner: int, arg: str) -> Done:
     return Done(None, "summary")
 
 
+# == Avatars ==========================================================================================================
+# Somebody as the bot draws them: photos, checked one by one, of which a model makes an identity card and picks a few.
+
+# -- rules
+
+
+class Avatar(NamedTuple):
+    """Somebody as the bot draws them: a row of avatars."""
+
+    id: int
+    user_id: int
+    name: str
+    gender: str
+    status: str
+    main: bool
+    card: str  # what never changes about them
+    error: str | None
+
+
+# -- queries
+
+
+async def main_avatar(db: Queries, user_id: int) -> Avatar | None:
+    """The one that "with me" means."""
+    row = await db.one(
+        "SELECT id, user_id, name, gender, status, main, card, error FROM avatars WHERE user_id = ? AND main = 1",
+        user_id,
+    )
+    return Avatar._make(row) if row else None
+
+
+async def avatar_by_id(db: Queries, avatar_id: int, user_id: int) -> Avatar | None:
+    """Somebody's avatar; None for another's."""
+    row = await db.one(
+        "SELECT id, user_id, name, gender, status, main, card, error FROM avatars WHERE id = ? AND user_id = ?",
+        avatar_id, user_id,
+    )  # fmt: skip
+    return Avatar._make(row) if row else None
+
+
+async def chosen_files(db: Queries, avatar_id: int) -> list[str]:
+    """File ids of the photos that go with requests to draw them."""
+    rows = await db.all(
+        "SELECT file_id FROM avatar_photos WHERE avatar_id = ? AND chosen = 1 ORDER BY added_at, id", avatar_id
+    )
+    return [row["file_id"] for row in rows]
+
+
+# == Drawing ==========================================================================================================
+# Pictures by a model: of words, of photos, with an avatar; each a job.
+
+# -- rules
+
+
+class Wish(NamedTuple):
+    """A picture that somebody wants: the data of a job, kept with the picture to ask for it again."""
+
+    prompt: str
+    ratio: str = "1:1"  # of RATIOS
+    style: str = ""  # "": as the words say
+    files: tuple[str, ...] = ()  # ids of photos to go by
+    avatar_id: int | None = None  # who is on it
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Wish:
+        return cls(**{**data, "files": tuple(data["files"])})
+
+
+# == Gallery ==========================================================================================================
+# The pictures that were drawn for somebody, one at a time, by their file ids.
+
+
 # == Payments =========================================================================================================
 # Telegram Stars, promo codes, what somebody has, and how they get their Stars back.
 
@@ -11169,7 +12045,7 @@ REFUNDS_EVERY_S = 3600
 NEWEST = 1 << 62  # above every id
 MAX_UNITS, MAX_PROMO_DAYS = 1_000_000, 3650
 PROMO_CODE = re.compile(r"[A-Z0-9_-]{3,24}")
-COSTS_COINS: tuple[str, ...] = ()  # settings that are prices in coins
+COSTS_COINS = ("price_image", "price_avatar")  # settings that are prices in coins
 
 
 class Pack(NamedTuple):
@@ -13893,6 +14769,7 @@ async def on_cancel(app: App, who: Who, args: str) -> None:
     if not await is_admin(app, who):  # others may only stop what they asked for themselves
         here = [generation for generation in here if generation.who.user_id == who.user_id]
     stopped = [stop_generation(generation) for generation in here]
+    stopped.append(await cancel_jobs_here(app, who))
     if waiting := asking_form(app, who):
         await listen(app, who, None)
         await tell(app, who, app.texts(who.lang, "cancel.form" if waiting.kind == "persona" else "cancel.stopped"))
@@ -15247,6 +16124,14 @@ def continues(last: Waiting, heard: Heard) -> bool:
     return utf16_len(last.heard.text) >= LONG_TEXT and heard.kind == "text"
 
 
+def parted_by_command(turn: Turn, ears: Ears) -> list[Turn]:
+    """An album with a command over it is a turn of its own: what else was said is another one. [] where that is so."""
+    albums = {one.heard.album for one in turn.waiting if one.heard.album and command_of(one.raw, ears)}
+    groups = itertools.groupby(turn.waiting, lambda one: one.heard.album if one.heard.album in albums else None)
+    parts = [Turn(list(group)) for _, group in groups] if albums and not turn.reply else []
+    return parts if len(parts) > 1 else []
+
+
 # -- queries
 
 PUT_INBOX = Hot(
@@ -15533,6 +16418,8 @@ class Sorter:
         if in_backlog(self._app, heard):  # an old one is answered only where it is the newest of a private chat
             waiting = self._waiting(update_id, raw["message"], heard)
             return waiting if heard.chat_kind == "private" else None
+        if heard.album:  # a command over pictures waits for all of them, and they for it
+            return self._waiting(update_id, raw["message"], heard)
         kind = "cancels" if name == "cancel" else "commands"  # what is being written can be stopped in any case
         if not resumed and (left := self._too_many(kind, heard.user_id, update_id)):
             self._app.spawn(quietly(self._refuse_command(heard, left)), "refuse")
@@ -15816,12 +16703,17 @@ class Inbox:
             if not turn.waiting:
                 await self._app.db.write({DONE_INBOX: [(update_id,) for update_id in ids]})
                 return
-        raw = {"update_id": turn.newest.update_id, "message": turn.newest.raw}
+        if parts := parted_by_command(turn, self._sorter.ears):
+            for part in parts:
+                await self._answer_turn(part)
+            return
+        told = next((one for one in turn.waiting if command_of(one.raw, self._sorter.ears)), turn.newest)
+        raw = {"update_id": told.update_id, "message": told.raw}
 
         async def work() -> None:
-            who, newest = await self._who(raw), turn.newest
-            given = command_of(newest.raw, self._sorter.ears)
-            if given and (spec := self._sorter.command(newest.raw, newest.heard, given[0])):
+            who = await self._who(raw)
+            given = command_of(told.raw, self._sorter.ears)
+            if given and (spec := self._sorter.command(told.raw, told.heard, given[0])):
                 await on_command(self._app, who, spec, given[1])
             else:
                 await on_talk(self._app, who, turn)
@@ -15882,7 +16774,9 @@ class Inbox:
         started = time.perf_counter()
         try:
             async with self._app.slots:
-                await self._work_or_tell(raw, work)
+                await work()
+        except BotError as error:
+            await self._tell_error(raw, error)
         except ChatGone as gone:
             log.info("nobody there: %s", gone)
         except Exception as error:
@@ -15932,14 +16826,11 @@ class Inbox:
                 if not await self._rest(backoff(self._app.dice, min(attempt, 6), 1.0)):
                     return
 
-    async def _work_or_tell(self, raw: Mapping[str, Any], work: Callable[[], Awaitable[None]]) -> None:
-        """A BotError becomes words in the user's language; a Telegram that is away: the work is done again after it."""
-        try:
-            await work()
-        except BotError as error:
-            who = await self._who(raw)
-            with contextlib.suppress(TelegramBadRequest, TelegramForbiddenError):
-                await tell(self._app, who, error_text(self._app, who.lang, error))
+    async def _tell_error(self, raw: Mapping[str, Any], error: BotError) -> None:
+        """A BotError becomes words in the user's language."""
+        who = await self._who(raw)
+        with contextlib.suppress(ChatGone, TelegramAPIError):
+            await tell(self._app, who, error_text(self._app, who.lang, error))
 
     async def _who(self, raw: Mapping[str, Any]) -> Who:
         """Who did this, where; the ids come from the update and nowhere else."""
@@ -15954,7 +16845,10 @@ class Inbox:
         chosen = None if private else (await chat_settings(self._app, chat["id"])).lang
         lang = chosen or await lang_of(self._app, user_id, (event.get("from") or {}).get("language_code"))
         answered = event["message_id"] if "message" in raw else None
-        return Who(chat["id"], thread_id, user_id, lang, private, anonymous, answered, event.get("date", 0))
+        return Who(
+            chat["id"], thread_id, user_id, lang, private, anonymous, answered, event.get("date", 0), raw["update_id"],
+            event if "message" in raw else {},
+        )  # fmt: skip
 
     async def _failed(
         self, error: Exception, update_ids: Sequence[int], raw: Mapping[str, Any], attempts: int

@@ -232,6 +232,37 @@ CREATE TABLE forms (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX forms__of_person ON forms (user_id);  -- export_head
 
+-- == Jobs ==
+
+-- Slow work that somebody asked for. The hourly cleanup deletes those that ended 30 days ago; goes with the person or
+-- the chat.
+CREATE TABLE jobs (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind       TEXT    NOT NULL,               -- a row of JOBS
+    pool       TEXT    NOT NULL,               -- the queue it waits in
+    chat_id    INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    thread_id  INTEGER NOT NULL,
+    user_id    INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    lang       TEXT    NOT NULL,
+    message_id INTEGER,                        -- what it was asked in, to reply to
+    panel_id   INTEGER,                        -- the message that shows how far it is
+    data       TEXT    NOT NULL,               -- JSON: what is to be done
+    state      TEXT    NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'refunded', 'cancelled')),
+    price      INTEGER NOT NULL,               -- in coins, taken when it was queued
+    day        TEXT    NOT NULL,               -- whose quota it uses
+    attempts   INTEGER NOT NULL DEFAULT 0,
+    error      TEXT,                           -- JSON: why it failed, a text key and its fields
+    queued_at  INTEGER NOT NULL,
+    ended_at   INTEGER,
+    update_id  INTEGER,                        -- it was asked for in; taken again, it is no second job
+    UNIQUE (update_id, kind)                   -- job_asked
+) STRICT;
+CREATE INDEX jobs__in_queue ON jobs (pool, id) WHERE state = 'queued';  -- jobs_queued
+CREATE INDEX jobs__at_work ON jobs (state) WHERE state = 'running';  -- jobs_running
+CREATE INDEX jobs__of_person ON jobs (user_id, state);  -- jobs_open
+CREATE INDEX jobs__in_chat ON jobs (chat_id, user_id);  -- forget_derived
+CREATE INDEX jobs__ended ON jobs (ended_at);  -- jobs_clean
+
 -- == Recall ==
 
 -- The words of a message that are worth finding, folded, each once; empty where there are none, so that the newest row
@@ -486,6 +517,59 @@ CREATE TABLE reminders (
 CREATE INDEX reminders__due ON reminders (due_at);  -- reminders_due
 CREATE INDEX reminders__of_person ON reminders (user_id);  -- reminders_of
 
+-- == Avatars ==
+
+-- Somebody as the bot draws them. Deleted by them; goes with the person.
+CREATE TABLE avatars (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id    INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    name       TEXT    NOT NULL,
+    gender     TEXT    NOT NULL DEFAULT '' CHECK (gender IN ('', 'male', 'female')),
+    status     TEXT    NOT NULL CHECK (status IN ('draft', 'photos_uploading', 'ready_for_training', 'training',
+                                                  'completed', 'error', 'cancelled')),
+    main       INTEGER NOT NULL DEFAULT 0 CHECK (main IN (0, 1)),
+    card       TEXT    NOT NULL DEFAULT '',    -- what never changes about them, as a model wrote it
+    error      TEXT,                           -- JSON: why the training failed, a text key and its fields
+    made_at    INTEGER NOT NULL,
+    changed_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX avatars__of_person ON avatars (user_id, status);  -- avatars_of
+CREATE UNIQUE INDEX avatars__main ON avatars (user_id) WHERE main = 1;  -- main_avatar
+
+-- A photo of an avatar, at Telegram. Goes with it.
+CREATE TABLE avatar_photos (
+    id             INTEGER PRIMARY KEY AUTOINCREMENT,
+    avatar_id      INTEGER NOT NULL REFERENCES avatars (id) ON DELETE CASCADE,
+    file_id        TEXT    NOT NULL,
+    file_unique_id TEXT    NOT NULL,
+    width          INTEGER NOT NULL,
+    height         INTEGER NOT NULL,
+    quality        REAL    NOT NULL,           -- 0 to 1
+    looks          TEXT    NOT NULL,           -- a hash that is close for pictures that look alike, hex
+    chosen         INTEGER NOT NULL DEFAULT 0 CHECK (chosen IN (0, 1)),  -- 1: goes with requests to draw them
+    added_at       INTEGER NOT NULL,
+    UNIQUE (avatar_id, file_unique_id)
+) STRICT;
+CREATE INDEX avatar_photos__of_avatar ON avatar_photos (avatar_id, added_at);  -- photos_of
+
+-- == Drawing ==
+
+-- A picture that was drawn for somebody, at Telegram. Deleted by them; goes with the person or the chat.
+CREATE TABLE pictures (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id     INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    chat_id     INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    file_id     TEXT    NOT NULL,
+    original_id TEXT,                          -- of the file that was sent on request
+    wish        TEXT    NOT NULL,              -- JSON: what was asked for, to ask for it again
+    me          INTEGER NOT NULL CHECK (me IN (0, 1)),  -- 1: with an avatar
+    favourite   INTEGER NOT NULL DEFAULT 0 CHECK (favourite IN (0, 1)),
+    made_at     INTEGER NOT NULL
+) STRICT;
+CREATE INDEX pictures__of_person ON pictures (user_id, id);  -- pictures_around
+CREATE INDEX pictures__favourite ON pictures (user_id, id) WHERE favourite = 1;  -- pictures_around
+CREATE INDEX pictures__in_chat ON pictures (chat_id, user_id);  -- forget_derived
+
 -- == Owner ==
 
 -- A message of an owner to all chats of a kind, sent to one after another by id. The hourly cleanup deletes those older
@@ -544,4 +628,4 @@ CREATE TABLE inbox_seen (
     seen_at   INTEGER NOT NULL
 ) STRICT;
 
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;

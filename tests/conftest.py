@@ -19,6 +19,7 @@ import bot
 import asyncio
 import contextlib
 import hashlib
+import io
 import random
 import shutil
 import sqlite3
@@ -35,6 +36,7 @@ import pytest
 from aiogram.methods import TelegramMethod
 from aiogram.types import InputFile
 from fakes import Broken, Chat, FakeTelegram, Json
+from PIL import Image
 
 KYIV = ZoneInfo("Europe/Kyiv")
 NOON = datetime(2026, 5, 13, 12, tzinfo=KYIV).timestamp()  # a Wednesday
@@ -42,7 +44,15 @@ TEXTS = bot.Texts(bot.HERE / "locales")
 ANNA, BORYS, VIRA, OLENA, OWNER = 11, 12, 13, 14, 99
 settings = pytest.mark.settings
 NO_LIMITS = dict.fromkeys(
-    ("commands_per_minute", "buttons_per_minute", "replies_per_hour", "chat_replies_per_hour", "backup_hours"), 0
+    (
+        "commands_per_minute",
+        "buttons_per_minute",
+        "replies_per_hour",
+        "chat_replies_per_hour",
+        "backup_hours",
+        "images_per_day",
+    ),
+    0,
 )
 Later = Callable[[float], Awaitable[None]]
 
@@ -203,6 +213,15 @@ def echo(ask: bot.Ask) -> str:
     return f"Heard: {ask.said[-1].text}{''.join(marks)}"
 
 
+def drawn(wish: bot.Drawing) -> bot.Media:
+    """The default picture: of the format that was asked for, its colour by everything else that was."""
+    width, _, height = (wish.ratio or "1:1").partition(":")
+    seen = hashlib.sha1(repr((wish.prompt, [mark(media.data) for media in wish.references])).encode()).digest()
+    out = io.BytesIO()
+    Image.new("RGB", (int(width) * 20, int(height) * 20), tuple(seen[:3])).save(out, "PNG")
+    return bot.Media("image/png", out.getvalue())
+
+
 def mark(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()[:8]
 
@@ -218,6 +237,18 @@ class Script(bot.Llm):
         self.asks: list[bot.Ask] = []
         self.kinds: Counter[str] = Counter()  # how often each capability was asked
         self.writing: list[Writing] = []
+        self.draws: Callable[[bot.Drawing], bot.Media | Exception] = drawn
+        self.wishes: list[bot.Drawing] = []  # pictures that were asked for
+        self.easel: asyncio.Event | None = None  # while there is one, nothing is drawn before it is set
+
+    async def draw(self, wish: bot.Drawing) -> bot.Media:
+        self.wishes.append(wish)
+        self.kinds["draw"] += 1
+        await (self.easel.wait() if self.easel else asyncio.sleep(0))
+        said = self.draws(wish)
+        if isinstance(said, Exception):
+            raise said
+        return said
 
     async def chat(
         self, ask: bot.Ask, on_text: bot.OnText = lambda text: None, capability: bot.Capability = "chat"
