@@ -502,7 +502,7 @@ class Settings:
 
 SETTINGS = {f.name.upper(): f for f in dataclasses.fields(Settings)}
 ALIASES = {"ADMIN_ID": "ADMIN_IDS"}
-EMPTY_IS_NONE = {"QUIET_HOURS", "BOT_NAMES"}  # `NAME=` switches these off; elsewhere it means the default
+EMPTY_IS_NONE = {"QUIET_HOURS", "BOT_NAMES", "GEMINI_IMAGE_MODEL"}  # `NAME=` switches off; elsewhere: the default
 
 
 class Fault(NamedTuple):
@@ -1375,14 +1375,16 @@ CREATE TABLE jobs (
     price INTEGER NOT NULL,
     day TEXT NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
-    error TEXT,
     queued_at INTEGER NOT NULL,
     ended_at INTEGER,
+    error TEXT,
+    said TEXT,
+    told INTEGER NOT NULL DEFAULT 0 CHECK (told IN (0, 1)),
     update_id INTEGER,
     UNIQUE (update_id, kind)
 ) STRICT;
 CREATE INDEX jobs__in_queue ON jobs (pool, id) WHERE state = 'queued';
-CREATE INDEX jobs__at_work ON jobs (state) WHERE state = 'running';
+CREATE INDEX jobs__left ON jobs (id) WHERE told = 0;
 CREATE INDEX jobs__of_person ON jobs (user_id, state);
 CREATE INDEX jobs__in_chat ON jobs (chat_id, user_id);
 CREATE INDEX jobs__ended ON jobs (ended_at);
@@ -3278,6 +3280,7 @@ class Answer:
 
 # of width and height; https://ai.google.dev/gemini-api/docs/image-generation#aspect_ratios knows more
 RATIOS = ("1:1", "9:16", "16:9", "3:4", "4:3")
+PICTURE_TOKENS = 1290  # of a picture of a million pixels; some models take a little less
 
 
 @dataclass(frozen=True)
@@ -3534,21 +3537,13 @@ class Gemini:
         said = Said("user", wish.prompt, wish.references)
         body = {"contents": gemini_contents(model, [said]), "generationConfig": config}
         data = await self._post(model, "generateContent", body)
-        on_usage(gemini_usage(data.get("usageMetadata") or {}))
-        if blocked := (data.get("promptFeedback") or {}).get("blockReason"):
-            raise LlmFault("blocked", blocked)
-        finish, words = "", ""
-        for candidate in data.get("candidates") or ():
-            finish = candidate.get("finishReason") or finish
-            for part in (candidate.get("content") or {}).get("parts") or ():
-                if part.get("thought"):  # pictures that it only thinks of
-                    continue
-                if (blob := part.get("inlineData")) and blob.get("data"):
-                    return Media(blob["mimeType"], base64.b64decode(blob["data"]))
-                words = words or part.get("text") or ""
-        if finish in GeminiReading.BLOCKED:
-            raise LlmFault("blocked", finish)
-        raise LlmFault("words" if VISIBLE.search(words) else "empty", finish)
+        try:
+            picture = drawn_picture(data)
+        except LlmFault:
+            on_usage(gemini_usage(data.get("usageMetadata") or {}))
+            raise
+        on_usage(picture_usage(data.get("usageMetadata") or {}, wish))
+        return picture
 
     async def embed(
         self, model: str, texts: Sequence[str], on_usage: Callable[[Usage], None], *, question: bool
@@ -3582,6 +3577,36 @@ class Gemini:
         async with call_model(await self._http(), url, self._headers, None) as answer:
             if answer.status != 200:
                 raise gemini_fault(answer.status, await answer.text(errors="replace"))
+
+
+NO_PICTURE = frozenset({"NO_IMAGE", "IMAGE_OTHER"})  # the model had its chance; asking in other words may help
+
+
+def drawn_picture(data: Mapping[str, Any]) -> Media:
+    """The first picture of an answer. Raises LlmFault where there is none."""
+    if blocked := (data.get("promptFeedback") or {}).get("blockReason"):
+        raise LlmFault("blocked", blocked)
+    finish, words = "", ""
+    for candidate in data.get("candidates") or ():
+        finish = candidate.get("finishReason") or finish
+        for part in (candidate.get("content") or {}).get("parts") or ():
+            blob = part.get("inlineData") or {}
+            if part.get("thought"):  # pictures that it only thinks of
+                continue
+            if blob.get("data") and blob["mimeType"].startswith("image/"):
+                return Media(blob["mimeType"], base64.b64decode(blob["data"], validate=True))
+            words = words or part.get("text") or ""
+    if finish in GeminiReading.BLOCKED:
+        raise LlmFault("blocked", finish)
+    raise LlmFault("words" if finish in NO_PICTURE or VISIBLE.search(words) else "empty", finish)
+
+
+def picture_usage(meta: Mapping[str, Any], wish: Drawing) -> Usage:
+    """What a picture took. Not all servers say how much of the output it was, or anything at all."""
+    used = gemini_usage(meta)
+    if not used.output:
+        return Usage(count_tokens(wish.prompt), PICTURE_TOKENS, picture=PICTURE_TOKENS)
+    return used if used.picture else dataclasses.replace(used, picture=used.output)
 
 
 # how servers say that a model has no functions
@@ -3967,7 +3992,7 @@ PRICES = (
     Price("gemini-2.5-flash",      0.30, 2.50, 0.03, sound=1.00),
     Price("gemini-2.5-pro",        1.25, 10.0, 0.125),
     Price("gemini-2.5-flash-preview-tts", 0.50, 10.0, 0.50),
-    Price("gemini-3.1-flash-image", 0.25, 1.50, 0.25, picture=60.0),
+    Price("gemini-3.1-flash-image", 0.50, 3.00, 0.50, picture=60.0),
     Price("gemini-2.5-flash-image", 0.30, 2.50, 0.30, picture=30.0),
     Price("gemini-embedding-001",  0.15, 0.0, 0.15),
     Price("gpt-4o-mini",           0.15, 0.60, 0.075),
@@ -4150,13 +4175,14 @@ class Llm:
             return await self._run("speak", call, chat_id, user_id)
 
     async def draw(self, wish: Drawing) -> Media:
-        """A picture of what is wished for. Take one of the slots of jobs before. Raises LlmError."""
+        """A picture of what is wished for. Raises LlmError."""
 
         async def call(provider: Gemini | OpenAi, model: str, on_usage: Callable[[Usage], None]) -> Media:
             assert isinstance(provider, Gemini)
             return await provider.draw(model, wish, on_usage)
 
-        return await self._run("draw", call, wish.chat_id, wish.user_id)
+        async with self.slots["draw"]:
+            return await self._run("draw", call, wish.chat_id, wish.user_id)
 
     async def embed(self, texts: Sequence[str], *, question: bool = False) -> list[list[float]]:
         """A vector for each text. Raises LlmError."""
@@ -4604,9 +4630,11 @@ class App:
         self.reminded: dict[int, tuple[Any, ...]] = {}  # reminders that were said and not yet taken off
         self.reminding: set[int] = set()  # chats that are being reminded
         self.refunding: set[str] = set()  # charges whose Stars are being given back
-        self.working: dict[int, asyncio.Task[None]] = {}  # jobs at work, by id
+        self.working: dict[tuple[str, int], asyncio.Task[None]] = {}  # jobs at work, by their queue and id
+        self.handing: set[int] = set()  # those of which what came of them is being sent
         self.hiring = asyncio.Lock()  # so that no more of them begin than there is room for
-        self.places: Recent[int, int] = Recent(1000)  # of jobs in their queue, as last shown
+        self.leaving = False  # no more of them begin at all
+        self.telling = KeyedLocks()  # jobs whose messages are being changed
 
     @property
     def caches(self) -> dict[str, Cache[Any, Any]]:
@@ -5080,14 +5108,8 @@ async def quotas_clean(app: App) -> None:
 # -- rules
 
 ICONS = {"coins": "🪙", "bait": "🪱", "dollars": "💵"}  # the currencies there are
-REASONS = (
-    "pack",
-    "promo",
-    "stars_back",
-    "undone",
-    "image",
-    "avatar",
-)  # what a balance changes for: keys of ledger.reason
+# what a balance changes for: keys of ledger.reason
+REASONS = ("pack", "promo", "stars_back", "undone", "image", "avatar")
 
 
 def amount_words(amounts: Mapping[str, int]) -> str:
@@ -5673,6 +5695,7 @@ async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
         known = await tx.one("SELECT 1 FROM chats WHERE chat_id = ?", new_id)
         await tx.run("UPDATE messages SET message_id = NULL, reply_to = NULL WHERE chat_id = ?", old_id)
         await tx.run("UPDATE reminders SET message_id = NULL WHERE chat_id = ?", old_id)
+        await tx.run("UPDATE jobs SET message_id = NULL, panel_id = NULL WHERE chat_id = ?", old_id)
         await tx.run("UPDATE analysis_cache SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
         if known:
             await tx.run("UPDATE messages SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
@@ -5682,6 +5705,7 @@ async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
             await tx.run("UPDATE OR IGNORE reminders SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
             await tx.run("UPDATE OR IGNORE summaries SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
             await tx.run("UPDATE tempers SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+            await tx.run("UPDATE jobs SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
             await merge_hours(tx, old_id, new_id)
             await tx.run(
                 """UPDATE chats SET policy = o.policy, lang = o.lang, rich = o.rich, quiet_until = o.quiet_until,
@@ -6248,13 +6272,17 @@ class Job(NamedTuple):
     price: int  # in coins
     day: str  # whose quota it uses
     attempts: int
-    error: Mapping[str, Any]  # {"key": of a text, and its fields}
     queued_at: int
+    error: Mapping[str, Any]  # why it failed: {"key": of a text, and its fields}
+    said: str | None  # what its message says when it is done; None: it goes
+    told: bool  # was its end shown?
 
     @classmethod
-    def of(cls, row: Sequence[Any]) -> Job:
-        job = cls(*row)
-        return job._replace(data=json_loads(row[9]), error=json_loads(row[14]) if row[14] else {})
+    def of(cls, row: sqlite3.Row) -> Job:
+        job = cls(*(row[name] for name in cls._fields))
+        return job._replace(
+            data=json_loads(row["data"]), error=json_loads(row["error"] or "{}"), told=bool(row["told"])
+        )
 
     @property
     def reference(self) -> str:
@@ -6286,6 +6314,8 @@ class JobSpec(NamedTuple):
     price: Callable[[Settings], int]
     reason: str
     failed: Callable[[Tx, Job, str], Awaitable[None]] | None
+    queued: Callable[[Tx, Job], Awaitable[None]] | None
+    after: Callable[[App, Job], Awaitable[None]] | None
 
 
 JOBS: dict[str, JobSpec] = {}
@@ -6308,15 +6338,19 @@ def job(
     price: Callable[[Settings], int] = nothing,
     reason: str = "",
     failed: Callable[[Tx, Job, str], Awaitable[None]] | None = None,
+    queued: Callable[[Tx, Job], Awaitable[None]] | None = None,
+    after: Callable[[App, Job], Awaitable[None]] | None = None,
 ) -> Callable[[T], T]:
-    """Register who does a kind of job: `(app, job)` returns JobEnd; BotError where it fails.
+    """Register who does a kind of job: `(app, job)` returns JobEnd; BotError where it fails. It may be done twice: a
+    stop interrupts it anywhere.
 
     `pool`: of POOLS; `quota`: of a day, of which there are so many (`most`); `price`: in coins, and the `reason` in the
-    ledger; `failed` is called in the transaction that ends one without success, with its new state.
+    ledger; `failed` is called in the transaction that ends one without success, with its new state, `queued` in the one
+    that queues one, also where it is asked for again; `after` either of these, or success, was stored.
     """
 
     def register(run: T) -> T:
-        JOBS[kind] = JobSpec(run, pool, quota, most, price, reason, failed)  # type: ignore[arg-type]
+        JOBS[kind] = JobSpec(run, pool, quota, most, price, reason, failed, queued, after)  # type: ignore[arg-type]
         return run
 
     return register
@@ -6332,40 +6366,51 @@ def pools(app: App) -> dict[str, int]:
     return {pool_of(app, kind): POOLS[spec.pool](app.settings) for kind, spec in JOBS.items()}
 
 
-def job_words(app: App, job: Job, place: int) -> str:
-    """How a job stands. `place`: in its queue, from 1."""
+def job_words(app: App, job: Job, place: int = 0) -> str | None:
+    """What a job's message says; None: it is to go. `place`: in its queue, from 1."""
     t = functools.partial(app.texts, job.lang)
     if job.state == "queued":
         return t("job.queued", place=place)
     if job.state == "running":
         return t(f"job.doing.{job.kind}")
-    back = "\n\n" + t("job.back", price=job.price) if job.price and job.state in ("refunded", "cancelled") else ""
-    if job.state in ("failed", "refunded"):
-        return job_fault(app, job) + back
-    return t(f"job.{job.state}") + back
+    if job.state == "done":
+        return job.said
+    words = t("job.cancelled") if job.state == "cancelled" else job_fault(app, job)
+    return f"{words}\n\n{t('job.back', price=job.price)}" if job.price else words
 
 
 def job_fault(app: App, job: Job) -> str:
     """Why it failed, in words."""
     fields = {name: value for name, value in job.error.items() if name != "key"}
-    return error_text(app, job.lang, BotError(job.error.get("key", "error.sorry"), **fields))
+    return error_text(app, job.lang, BotError(job.error["key"], **fields))
+
+
+def job_rows(app: App, job: Job) -> list[Row]:
+    """What can be done with a job as it stands."""
+    if job.open:
+        return [[do(app.texts(job.lang, "job.button.cancel"), job.user_id, "job_cancel", job.id)]]
+    if job.state != "done" and job.kind in JOBS:
+        return [[do(app.texts(job.lang, "job.button.again"), job.user_id, "job_again", job.id)]]
+    return []
 
 
 # -- queries
 
 
-async def put_job(tx: Tx, job: Job, update_id: int) -> int:
-    """Queue a job. Returns its id."""
+async def put_job(
+    tx: Tx, who: Who, kind: str, pool: str, data: Mapping[str, Any], price: int, now: int, day: str
+) -> Job:
+    """Queue a job."""
     row = await tx.one(
         """INSERT INTO jobs (kind, pool, chat_id, thread_id, user_id, lang, message_id, data, state, price, day,
              queued_at, update_id)
-           SELECT ?, ?, chat_id, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ? FROM chats WHERE chat_id = ? RETURNING id""",
-        job.kind, job.pool, job.thread_id, job.user_id, job.lang, job.message_id, json_dumps(job.data), job.price,
-        job.day, job.queued_at, update_id or None, job.chat_id,
+           SELECT ?, ?, chat_id, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ? FROM chats WHERE chat_id = ? RETURNING *""",
+        kind, pool, who.thread_id, who.user_id, who.lang, who.message_id, json_dumps(data), price, day, now,
+        who.update_id or None, who.chat_id,
     )  # fmt: skip
     if row is None:  # the chat was forgotten a moment ago
         raise BotError("button.old")
-    return int(row["id"])
+    return Job.of(row)
 
 
 async def job_asked(db: Queries, update_id: int, kind: str) -> int | None:
@@ -6375,33 +6420,25 @@ async def job_asked(db: Queries, update_id: int, kind: str) -> int | None:
 
 
 async def job_by_id(db: Queries, job_id: int) -> Job | None:
-    row = await db.one(
-        """SELECT id, kind, pool, chat_id, thread_id, user_id, lang, message_id, panel_id, data, state, price, day,
-                  attempts, error, queued_at FROM jobs WHERE id = ?""",
-        job_id,
-    )
+    row = await db.one("SELECT * FROM jobs WHERE id = ?", job_id)
     return Job.of(row) if row else None
 
 
 async def jobs_queued(db: Queries, pool: str, most: int) -> list[Job]:
     """What waits in a queue, in its order."""
-    rows = await db.all(
-        """SELECT id, kind, pool, chat_id, thread_id, user_id, lang, message_id, panel_id, data, state, price, day,
-                  attempts, error, queued_at FROM jobs WHERE pool = ? AND state = 'queued' ORDER BY id LIMIT ?""",
-        pool, most,
-    )  # fmt: skip
+    rows = await db.all("SELECT * FROM jobs WHERE pool = ? AND state = 'queued' ORDER BY id LIMIT ?", pool, most)
     return [Job.of(row) for row in rows]
 
 
 async def jobs_open(db: Queries, user_id: int) -> list[Job]:
     """What somebody waits for, oldest first."""
-    rows = await db.all(
-        """SELECT id, kind, pool, chat_id, thread_id, user_id, lang, message_id, panel_id, data, state, price, day,
-                  attempts, error, queued_at FROM jobs
-           WHERE user_id = ? AND state IN ('queued', 'running') ORDER BY id""",
-        user_id,
-    )
+    rows = await db.all("SELECT * FROM jobs WHERE user_id = ? AND state IN ('queued', 'running') ORDER BY id", user_id)
     return [Job.of(row) for row in rows]
+
+
+async def jobs_left(db: Queries) -> list[Job]:
+    """All that is not over, or whose end was not shown, oldest first."""
+    return [Job.of(row) for row in await db.all("SELECT * FROM jobs WHERE told = 0 ORDER BY id")]
 
 
 async def job_place(db: Queries, job: Job) -> int:
@@ -6409,34 +6446,24 @@ async def job_place(db: Queries, job: Job) -> int:
     row = await db.one(
         "SELECT count(*) AS n FROM jobs WHERE pool = ? AND state = 'queued' AND id <= ?", job.pool, job.id
     )
-    return row["n"] if row else 1
+    return row["n"] if row else 0
 
 
-async def start_job(tx: Tx, job_id: int) -> bool:
-    """queued → running; False where it is not queued any more."""
-    return bool(
-        await tx.run(
-            "UPDATE jobs SET state = 'running', attempts = attempts + 1 WHERE id = ? AND state = 'queued'", job_id
-        )
+async def start_job(tx: Tx, job_id: int) -> Job | None:
+    """queued → running; None where it is not queued any more."""
+    row = await tx.one(
+        "UPDATE jobs SET state = 'running', attempts = attempts + 1 WHERE id = ? AND state = 'queued' RETURNING *",
+        job_id,
     )
+    return Job.of(row) if row else None
 
 
-async def close_job(tx: Tx, job_id: int, state: str, error: str | None, now: int) -> bool:
-    """queued or running → how it ended; False where it has ended before, or was forgotten."""
-    return bool(
-        await tx.run(
-            """UPDATE jobs SET state = ?, error = ?, ended_at = ? WHERE id = ? AND state IN ('queued', 'running')""",
-            state, error, now, job_id,
-        )
+async def close_job(tx: Tx, job: Job, now: int) -> None:
+    """Write down how a job ended."""
+    await tx.run(
+        "UPDATE jobs SET state = ?, error = ?, said = ?, ended_at = ? WHERE id = ?",
+        job.state, json_dumps(job.error) if job.error else None, job.said, now, job.id,
     )  # fmt: skip
-
-
-async def jobs_running(db: Queries) -> list[Job]:
-    rows = await db.all(
-        """SELECT id, kind, pool, chat_id, thread_id, user_id, lang, message_id, panel_id, data, state, price, day,
-                  attempts, error, queued_at FROM jobs WHERE state = 'running'"""
-    )
-    return [Job.of(row) for row in rows]
 
 
 # -- actions
@@ -6456,9 +6483,7 @@ async def queue_job(
     Raises BotError: too little of what it costs, too much of the day used, too many that wait.
     """
     spec, now = JOBS[kind], app.clock.now()
-    price = spec.price(app.settings)
-    wanted = Job(0, kind, pool_of(app, kind), who.chat_id, who.thread_id, who.user_id, who.lang, who.message_id, None,
-                 data, "queued", price, day_of(now, app.settings), 0, {}, int(now))  # fmt: skip
+    price, pool, day = spec.price(app.settings), pool_of(app, kind), day_of(now, app.settings)
     async with money(app, who.user_id) as tx:
         await ensure_person(tx, who.user_id)
         if who.update_id and (known := await job_asked(tx, who.update_id, kind)):
@@ -6467,175 +6492,232 @@ async def queue_job(
             raise BotError("job.many", most=MOST_QUEUED)
         if spec.quota:
             await use_quota(tx, app, who.user_id, spec.quota, spec.most(app.settings))
-        id_ = await put_job(tx, wanted, who.update_id)
+        wanted = await put_job(tx, who, kind, pool, data, price, int(now), day)
         if price:
-            await post(tx, who.user_id, "coins", -price, spec.reason, f"job {id_}", now)
+            await post(tx, who.user_id, "coins", -price, spec.reason, wanted.reference, now)
         if with_it:
-            await with_it(tx, id_)
-    app.spawn(begin_jobs(app), "jobs")
-    return id_
+            await with_it(tx, wanted.id)
+        if spec.queued:
+            await spec.queued(tx, wanted)
+    if spec.after:
+        await spec.after(app, wanted)
+    await begin_jobs(app)
+    return wanted.id
 
 
 async def begin_jobs(app: App) -> None:
     """Begin what there is room for, oldest first; show the others how far they have come."""
     async with app.hiring:
         for pool, most in pools(app).items():
-            at_work = sum(task.get_name().startswith(f"job {pool} ") for task in app.working.values())
-            for job in await jobs_queued(app.db.reader, pool, max(0, most - at_work)):
+            free = 0 if app.leaving else most - sum(at == pool for at, _ in app.working)
+            for job in await jobs_queued(app.db.reader, pool, max(0, free)):
                 async with app.db.tx() as tx:
                     started = await start_job(tx, job.id)
                 if started:
-                    job = job._replace(state="running", attempts=job.attempts + 1)
-                    app.working[job.id] = app.spawn(do_job(app, job), f"job {pool} {job.id}")
-            for place, job in enumerate(await jobs_queued(app.db.reader, pool, MOST_PLACES), 1):
-                if job.panel_id and app.places.get(job.id) != place:
-                    app.places[job.id] = place
-                    app.spawn(show_job(app, job, place), "show a place")
+                    app.working[pool, job.id] = app.spawn(do_job(app, started), f"job {job.id}")
+            for job in await jobs_queued(app.db.reader, pool, MOST_PLACES):
+                app.spawn(show_job(app, job.id), "show a job")
 
 
 async def do_job(app: App, job: Job) -> None:
     """One try of a job, to its end."""
     request_id.set(f"j{job.id}")
+    app.spawn(show_job(app, job.id), "show a job")
     try:
-        await show_job(app, job)
-        end = await JOBS[job.kind].run(app, job)
-        await end_job(app, job, "done", end=end)
-    except BotError as error:
-        await end_job(app, job, "failed", error)
-    except ChatGone as gone:
-        log.info("nobody there: %s", gone)
-        await end_job(app, job, "failed", BotError("job.gone"))
-    except Exception as error:
-        app.counts[f"error {type(error).__name__}"] += 1
-        log.error("job failed", exc_info=error, extra={"attempt": job.attempts})
-        await end_job(app, job, "failed", BotError("error.sorry"))
+        await store_end(app, job, *await try_job(app, job))
+    except Exception as error:  # what was to be stored with its end cannot be
+        job_failed(app, job, error)
+        await store_end(app, job, "failed", BotError("error.sorry"))
     finally:
-        app.working.pop(job.id, None)
-        app.places.pop(job.id, None)
+        app.working.pop((job.pool, job.id), None)
+        app.handing.discard(job.id)
+    app.spawn(show_job(app, job.id), "show a job")
     app.spawn(begin_jobs(app), "jobs")
 
 
-async def end_job(app: App, job: Job, state: str, error: BotError | None = None, end: JobEnd = NO_END) -> bool:
-    """Store how a job ended, with its effect, or with what is given back for it; then show it. False where it has ended
-    before."""
-    state = "refunded" if state == "failed" and job.price else state
-    told = json_dumps({"key": error.key, **error.fields}) if error else None
+async def try_job(app: App, job: Job) -> tuple[str, BotError | None, JobEnd]:
+    """(its new state, why it failed, what came of it)."""
+    if not allowed(app, job.chat_id, job.user_id):  # banned since
+        return "cancelled", None, NO_END
+    working_on.set(job.id)
+    try:
+        if job.kind not in JOBS:  # of another version
+            raise BotError("button.old")
+        return "done", None, await JOBS[job.kind].run(app, job)
+    except BotError as error:
+        return "failed", error, NO_END
+    except ChatGone as gone:
+        log.info("nobody there: %s", gone)
+        return "failed", BotError("job.gone"), NO_END
+    except Exception as error:
+        job_failed(app, job, error)
+        return "failed", BotError("error.sorry"), NO_END
+
+
+def job_failed(app: App, job: Job, error: Exception) -> None:
+    app.counts[f"error {type(error).__name__}"] += 1
+    log.error("job failed", exc_info=error, extra={"attempt": job.attempts})
+
+
+async def store_end(app: App, job: Job, state: str, error: BotError | None = None, end: JobEnd = NO_END) -> None:
+    """end_job, however long a disk is full, say: what was done must not be done again for it."""
     for attempt in itertools.count(1):
         try:
-            async with money(app, job.user_id) as tx:
-                if not await close_job(tx, job.id, state, told, int(app.clock.now())):
-                    return False
-                if state != "done":
-                    await undo_job(tx, app, job, state)
-                elif end.effect:
-                    await end.effect(tx)
-            break
-        except sqlite3.Error as fault:  # a full disk, say: what was done must not be done again for it
+            await end_job(app, job, state, error, end)
+            return
+        except sqlite3.Error as fault:
+            if not sickness(fault):
+                raise
             log.warning("job not stored: %s", fault, extra={"attempt": attempt})
-            await app.clock.sleep(backoff(app.dice, attempt, 5.0, 60.0))
-    await show_end(app, job._replace(state=state, error=json_loads(told) if told else {}), end.said)
+        await app.clock.sleep(backoff(app.dice, attempt, 5.0, 60.0))
+
+
+async def end_job(app: App, job: Job, state: str, error: BotError | None = None, end: JobEnd = NO_END) -> bool:
+    """Store how a job ended, with its effect, or with what is given back for it. False where it has ended before."""
+    why = {"key": error.key, **error.fields} if error else {}
+    async with money(app, job.user_id) as tx:
+        now = await job_by_id(tx, job.id)
+        if now is None or not now.open:
+            return False
+        ended = now._replace(state="refunded" if state == "failed" and now.price else state, error=why, said=end.said)
+        await close_job(tx, ended, int(app.clock.now()))
+        if state != "done":
+            await undo_job(tx, ended, app.clock.now())
+        elif end.effect:
+            await end.effect(tx)
+    if (spec := JOBS.get(job.kind)) and spec.after:
+        await spec.after(app, ended)
     return True
 
 
-async def undo_job(tx: Tx, app: App, job: Job, state: str) -> None:
-    """Give back what a job cost that came to nothing. Once it is at work, calling it off gives no quota back."""
-    spec = JOBS[job.kind]
+async def undo_job(tx: Tx, job: Job, now: float) -> None:
+    """Give back what a job cost that came to nothing. Calling it off once it was at work gives no quota back."""
+    spec = JOBS.get(job.kind)
     if job.price:
-        await refund(tx, job.reference, app.clock.now())
-    if spec.quota and not (state == "cancelled" and job.state == "running"):
+        await refund(tx, job.reference, now)
+    if spec and spec.quota and not (job.state == "cancelled" and job.attempts):
         await return_quota(tx, job.user_id, spec.quota, job.day)
-    if spec.failed:
-        await spec.failed(tx, job, state)
+    if spec and spec.failed:
+        await spec.failed(tx, job, job.state)
 
 
-def job_keyboard(app: App, job: Job) -> InlineKeyboardMarkup | None:
-    rows = job_rows(app, job, job.chat_id if job.user_id == job.chat_id < 0 else job.user_id)
-    return keyboard(rows) if rows else None
+async def show_job(app: App, job_id: int) -> None:
+    """Have a job's message say how it stands: one call at a time, each with what is true by then, so that the last is
+    right. Its end is shown once; where Telegram does not answer, the next round tries again."""
+    async with app.telling(job_id):
+        job = await job_by_id(app.db.reader, job_id)
+        if job is None or job.told:
+            return
+        place = await job_place(app.db.reader, job) if job.state == "queued" else 0
+        try:
+            await put_words(app, job, job_words(app, job, place))
+        except (TelegramNetworkError, TelegramServerError, TelegramRetryAfter) as error:
+            log.warning("job not shown: %s", error)
+            return
+        except (TelegramAPIError, ChatGone) as error:
+            log.info("nobody sees the job: %s", error)
+        if not job.open:
+            async with app.db.tx() as tx:
+                await tx.run("UPDATE jobs SET told = 1 WHERE id = ?", job_id)
 
 
-def job_rows(app: App, job: Job, owner: int) -> list[Row]:
-    """What can be done with a job as it stands."""
-    if job.open:
-        return [[do(app.texts(job.lang, "job.button.cancel"), owner, "job_cancel", job.id)]]
-    if job.state in ("failed", "refunded", "cancelled"):
-        return [[do(app.texts(job.lang, "job.button.again"), owner, "job_again", job.id)]]
-    return []
+async def put_words(app: App, job: Job, words: str | None) -> None:
+    """Change a job's message, or delete it. What came of it is said anew where its message is gone."""
+    markup = keyboard(job_rows(app, job))
+    if job.panel_id and words is None:
+        if await unshow(app, job.chat_id, job.panel_id):
+            return
+        words = app.texts(job.lang, "job.done")
+    if job.panel_id and words:
+        looks, at = looks_of(words, markup), (job.chat_id, job.panel_id)
+        if app.shown.get(at) == looks:
+            return
+        app.shown.pop(at, None)
+        try:
+            await app.bot(Edit(chat_id=job.chat_id, message_id=job.panel_id, text=words, reply_markup=markup))
+            app.shown[at] = looks
+            return
+        except TelegramBadRequest as error:
+            log.info("nothing to edit: %s", error, extra={"chat_id": job.chat_id})
+    if words and job.state in ("done", "failed", "refunded"):
+        await say(app.bot, job.chat_id, words, thread_id=job.thread_id, reply_to_id=job.message_id, markup=markup)
 
 
-async def show_job(app: App, job: Job, place: int = 0) -> None:
-    """Change a job's message to how it stands; it may be gone."""
-    if job.panel_id is None:
-        return
-    app.shown.pop((job.chat_id, job.panel_id), None)
-    with contextlib.suppress(TelegramAPIError, NoRoom, ChatGone):
-        await edit(app.bot, job.chat_id, job.panel_id, job_words(app, job, place), job_keyboard(app, job))
-
-
-async def show_end(app: App, job: Job, said: str | None) -> None:
-    """Show how a job ended, where it was asked for; why it failed is said anew where its message is gone."""
-    now = await job_by_id(app.db.reader, job.id)
-    job = job._replace(panel_id=now.panel_id if now else job.panel_id)
-    text = said if job.state == "done" else job_words(app, job, 0)
-    with contextlib.suppress(TelegramAPIError, NoRoom, ChatGone):
-        if job.panel_id and text is None:
-            await unshow(app, job.chat_id, job.panel_id)
-        elif job.panel_id and text:
-            app.shown.pop((job.chat_id, job.panel_id), None)
-            await app.bot(
-                Edit(chat_id=job.chat_id, message_id=job.panel_id, text=text, reply_markup=job_keyboard(app, job))
-            )
-        elif text:
-            await say_of_job(app, job, text)
-
-
-async def say_of_job(app: App, job: Job, text: str) -> int | None:
-    return await say(app.bot, job.chat_id, text, thread_id=job.thread_id, reply_to_id=job.message_id,
-                     markup=job_keyboard(app, job))  # fmt: skip
+# the job that this task works on
+working_on: contextvars.ContextVar[int] = contextvars.ContextVar("working_on", default=0)
 
 
 async def patiently(app: App, send: Callable[[], Awaitable[T]]) -> T:
-    """Send what was dear to make: a Telegram that is away is waited for, an hour at most. Raises BotError("job.unsure")
-    where nobody knows whether it arrived: it is not sent twice."""
+    """Send what was dear to make: a Telegram that is away is waited for, an hour at most; the job can be called off no
+    more. Raises BotError("job.unsure") where nobody knows whether it arrived: it is not sent twice."""
+    if job_id := working_on.get():
+        app.handing.add(job_id)
     until = app.clock.monotonic() + JOB_OUTAGE_S
     for attempt in itertools.count(1):
+        problem: TelegramAPIError
         try:
             return await send()
         except AnswerLost as error:
             raise BotError("job.unsure") from error
         except TelegramRetryAfter as error:
-            pause = float(error.retry_after)
+            problem, pause = error, float(error.retry_after)
         except (TelegramNetworkError, TelegramServerError) as error:
-            if app.clock.monotonic() > until:
-                raise BotError("job.unsent") from error
-            pause = backoff(app.dice, attempt, 2.0, 60.0)
+            problem, pause = error, backoff(app.dice, attempt, 2.0, 60.0)
+        if app.clock.monotonic() + pause > until:
+            raise BotError("job.unsent") from problem
         await app.clock.sleep(pause)
     raise AssertionError("unreachable")
 
 
 async def jobs_resume(app: App) -> None:
-    """Queue anew what was at work when the bot stopped; what ended it three times has failed."""
-    for job in await jobs_running(app.db.reader):
-        if job.id in app.working or job.pool not in pools(app):
-            continue
-        if job.attempts >= JOB_TRIES:
-            await end_job(app, job, "failed", BotError("error.sorry"))
-            continue
-        async with app.db.tx() as tx:
-            await tx.run("UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'running'", job.id)
+    """What was at work when the bot stopped goes back to its place in the queue, or has failed the third time; what
+    ended unseen is shown."""
+    async with app.hiring:
+        left = [job for job in await jobs_left(app.db.reader) if job.pool in pools(app)]
+        for job in left:
+            if job.state != "running" or (job.pool, job.id) in app.working:
+                continue
+            if job.attempts >= JOB_TRIES:
+                await end_job(app, job, "failed", BotError("error.sorry"))
+                continue
+            async with app.db.tx() as tx:
+                await tx.run("UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'running'", job.id)
+    for job in left:
+        if job.state != "queued":
+            app.spawn(show_job(app, job.id), "show a job")
 
 
-async def cancel_job(app: App, job: Job) -> bool:
-    """Call a job off, at work or not; False where it has ended before."""
-    ended = await end_job(app, job, "cancelled")
-    if task := app.working.get(job.id):
-        task.cancel()
+async def cancel_job(app: App, job: Job, *, at_once: bool = False) -> bool:
+    """Call a job off, at work or not; False where it has ended before, or (unless `at_once`) what came of it is being
+    sent."""
+    async with app.hiring:  # it does not begin meanwhile
+        if job.id in app.handing and not at_once:
+            return False
+        if task := app.working.get((job.pool, job.id)):
+            task.cancel()
+            await asyncio.wait([task])
+        ended = await end_job(app, job, "cancelled")
+    await show_job(app, job.id)
+    app.spawn(begin_jobs(app), "jobs")
     return ended
+
+
+async def cancel_jobs(app: App, which: Callable[[Job], bool], *, at_once: bool = False) -> bool:
+    """Call off all of these; False where that is nothing."""
+    found = [job for job in await jobs_left(app.db.reader) if job.open and which(job)]
+    return any([await cancel_job(app, job, at_once=at_once) for job in found])
 
 
 async def cancel_jobs_here(app: App, who: Who) -> bool:
     """Call off what somebody waits for in this chat; False where that is nothing."""
-    here = [job for job in await jobs_open(app.db.reader, who.user_id) if job.chat_id == who.chat_id]
-    return any([await cancel_job(app, job) for job in here])
+    return await cancel_jobs(app, lambda job: (job.chat_id, job.user_id) == (who.chat_id, who.user_id))
+
+
+async def drain_jobs(app: App, seconds: float) -> None:
+    """Begin no more jobs, and let those at work end, for so many seconds at most."""
+    app.leaving = True
+    if app.working:
+        await asyncio.wait(list(app.working.values()), timeout=seconds)
 
 
 async def own_job(app: App, owner: int, arg: str) -> Job:
@@ -6646,19 +6728,30 @@ async def own_job(app: App, owner: int, arg: str) -> Job:
     return job
 
 
+async def job_here(app: App, who: Who, owner: int, arg: str) -> Job:
+    """own_job of this chat: elsewhere it has a message of its own."""
+    job = await own_job(app, owner, arg)
+    if job.chat_id != who.chat_id:
+        raise BotError("button.old")
+    return job
+
+
 @loop("jobs")
 async def jobs_loop(app: App) -> None:
-    """Go on with what the last life left; and look after the queues, where a full disk, say, held them up."""
-    await jobs_resume(app)
+    """Go on with what the last life left, and look after the queues, which a full disk, say, held up."""
     while True:
+        await jobs_resume(app)
         await begin_jobs(app)
         await app.clock.sleep(JOBS_EVERY_S)
 
 
 @cleanup("jobs")
 async def jobs_clean(app: App) -> None:
+    """Delete what ended long ago; what could not be shown for a day is not shown any more."""
+    now = int(app.clock.now())
     async with app.db.tx() as tx:
-        await tx.run("DELETE FROM jobs WHERE ended_at < ?", int(app.clock.now() - JOBS_KEPT_S))
+        await tx.run("DELETE FROM jobs WHERE ended_at < ?", now - JOBS_KEPT_S)
+        await tx.run("UPDATE jobs SET told = 1 WHERE ended_at < ? AND told = 0", now - DAY_S)
 
 
 # -- handlers
@@ -6667,33 +6760,42 @@ async def jobs_clean(app: App) -> None:
 @panel("job")
 async def job_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     """How a job stands. The message in which it is shown is kept up to date."""
-    job = await own_job(app, owner, arg)
+    job = await job_here(app, who, owner, arg)
+    place = await job_place(app.db.reader, job) if job.state == "queued" else 0
+    words, rows = job_words(app, job, place) or app.texts(job.lang, "job.done"), job_rows(app, job)
 
     async def placed(message_id: int) -> None:
-        async with app.db.tx() as tx:
-            await tx.run("UPDATE jobs SET panel_id = ? WHERE id = ?", message_id, job.id)
-        now = await job_by_id(app.db.reader, job.id)
-        if now and now.state != job.state:  # it went on meanwhile
-            await (show_job(app, now) if now.open else show_end(app, now, None))
+        app.shown[who.chat_id, message_id] = looks_of(words, keyboard(rows))
+        async with app.telling(job.id), app.db.tx() as tx:
+            kept = await tx.run("UPDATE jobs SET panel_id = ? WHERE id = ? AND told = 0", message_id, job.id)
+        if kept:
+            await show_job(app, job.id)
+        else:  # its end was shown meanwhile, elsewhere
+            await unshow(app, who.chat_id, message_id)
 
-    place = await job_place(app.db.reader, job)
-    app.places[job.id] = place
-    return Panel(job_words(app, job, place), job_rows(app, job, owner), alone=True, placed=placed if job.open else None)
+    return Panel(words, rows, alone=True, placed=placed if job.open else None)
 
 
 @act("job_cancel")
 async def job_cancel_act(app: App, who: Who, owner: int, arg: str) -> Done:
-    job = await own_job(app, owner, arg)
-    ended = job.open and await cancel_job(app, job)
-    return Done(None if ended else app.texts(who.lang, "job.over"), "job", str(job.id))
+    job = await job_here(app, who, owner, arg)
+    if job.open and await cancel_job(app, job):
+        return Done(None, "job", str(job.id))
+    now = await job_here(app, who, owner, arg)
+    return Done(app.texts(who.lang, "job.sending" if now.open else "job.over"), "job", str(job.id))
 
 
 @act("job_again")
 async def job_again_act(app: App, who: Who, owner: int, arg: str) -> Done:
-    """Ask for the same once more."""
-    job = await own_job(app, owner, arg)
+    """Ask for the same once more; a second tap finds what the first one asked for."""
+    job = await job_here(app, who, owner, arg)
     if job.open or job.state == "done":
         return Done(app.texts(who.lang, "job.over"), "job", str(job.id))
+    if job.kind not in JOBS:
+        raise BotError("button.old")
+    twins = (one for one in await jobs_open(app.db.reader, owner) if (one.kind, one.data) == (job.kind, job.data))
+    if twin := next(twins, None):
+        return Done(None, "job", str(twin.id))
     again = dataclasses.replace(who, user_id=job.user_id, message_id=job.message_id)
     return Done(None, "job", str(await queue_job(app, again, job.kind, job.data)))
 
@@ -7717,8 +7819,9 @@ async def chats_of(db: Queries, user_id: int) -> list[int]:
     rows = await db.all(
         """SELECT chat_id FROM members WHERE user_id = ?
            UNION SELECT chat_id FROM facts WHERE user_id = ? UNION SELECT chat_id FROM reminders WHERE user_id = ?
+           UNION SELECT chat_id FROM jobs WHERE user_id = ? UNION SELECT chat_id FROM pictures WHERE user_id = ?
            UNION SELECT chat_id FROM chats WHERE chat_id = ?""",
-        user_id, user_id, user_id, user_id,
+        user_id, user_id, user_id, user_id, user_id, user_id,
     )  # fmt: skip
     return [row["chat_id"] for row in rows]
 
@@ -7789,6 +7892,7 @@ async def messages_of(db: Queries, user_id: int, after: int, most: int) -> list[
 async def forget_person(app: App, user_id: int, chat_ids: Iterable[int], *, everywhere: bool) -> None:
     """Delete all that is a person's in these chats. In slices; what a kill leaves over, the same call does again."""
     chat_ids = list(chat_ids)
+    await forget_jobs(app, user_id, chat_ids)
     async with app.db.tx() as tx:
         await mark_unclean(tx)
     # a reply may be under way where they left nothing but who the bot is
@@ -7798,6 +7902,7 @@ async def forget_person(app: App, user_id: int, chat_ids: Iterable[int], *, ever
     await forget_inbox(app, user_id, frozenset(chat_ids))
     await forget_vectors(app)
     if everywhere:
+        await forget_jobs(app, user_id, await chats_of(app.db.reader, user_id))  # asked for meanwhile
         async with app.db.tx() as tx:
             await tx.run("UPDATE chats SET title = '?' WHERE chat_id = ?", user_id)
             bound = await chats_with_personas_of(tx, user_id)
@@ -7809,6 +7914,11 @@ async def forget_person(app: App, user_id: int, chat_ids: Iterable[int], *, ever
         app.known.pop(key, None)
     app.langs.forget(user_id)
     app.balances.forget(user_id)
+
+
+async def forget_jobs(app: App, user_id: int, chat_ids: Sequence[int]) -> None:
+    """Call off what a person waits for in these chats, so that nothing comes of it any more."""
+    await cancel_jobs(app, lambda job: job.user_id == user_id and job.chat_id in chat_ids, at_once=True)
 
 
 async def forget_in_chat(app: App, user_id: int, chat_id: int) -> None:
@@ -7984,6 +8094,9 @@ async def export_head(app: App, user_id: int) -> dict[str, Any]:
     )
     tempers = await db.all("SELECT chat_id, name, line FROM tempers WHERE user_id = ?", user_id)
     forms = await db.all("SELECT chat_id, kind, data, changed_at FROM forms WHERE user_id = ?", user_id)
+    jobs = await db.all(
+        "SELECT chat_id, kind, data, state, price, queued_at, ended_at FROM jobs WHERE user_id = ?", user_id
+    )
     ledger = await db.all(
         "SELECT currency, delta, reason, reference, posted_at FROM ledger WHERE user_id = ? ORDER BY id", user_id
     )
@@ -8010,6 +8123,7 @@ async def export_head(app: App, user_id: int) -> dict[str, Any]:
         "personas": [dict(row) for row in personas],
         "tempers": [dict(row) for row in tempers],
         "unfinished": [dict(row) for row in forms],
+        "jobs": [dict(row) for row in jobs],
         "balances": await balances_of(db, user_id),
         "ledger": [dict(row) for row in ledger],
         "payments": [dict(row) for row in payments],
@@ -12112,6 +12226,12 @@ def coins_buy_something(settings: Settings) -> bool:
     return any(getattr(settings, name) for name in COSTS_COINS)
 
 
+def price_words(app: App, lang: str) -> str:
+    """What coins buy, and for how many; "": nothing."""
+    prices = {name: getattr(app.settings, name) for name in COSTS_COINS}
+    return ", ".join(app.texts(lang, f"buy.{name}", price=price) for name, price in prices.items() if price)
+
+
 class Promo(NamedTuple):
     """A code that gives something: a row of promos."""
 
@@ -12590,6 +12710,8 @@ async def buy_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
         for pack_id, pack in PACKS.items()
     ]
     text = t("buy.text" if coins_buy_something(app.settings) else "buy.text_idle")
+    if what := price_words(app, who.lang):
+        text += "\n\n" + t("buy.costs", what=what)
     rows.append([go(t("buy.button.terms"), owner, "terms"), go(t("balance.button.support"), owner, "paysupport")])
     return Panel(text, rows, back=("balance", ""))
 
@@ -13927,6 +14049,8 @@ async def decide(app: App, what: str, id_: int) -> None:
         raise BotError("admin.owner")
     if what not in UNDOES or app.access.get(id_) == UNDOES[what]:
         await set_access(app, id_, DECISIONS[what])
+    if app.access.get(id_) == "banned":
+        await cancel_jobs(app, lambda job: id_ in (job.user_id, job.chat_id), at_once=True)
 
 
 async def list_page(app: App, kind: str, arg: str) -> tuple[Sequence[Peer], str, str]:
@@ -15968,6 +16092,8 @@ class Console:
     async def run_beside(self) -> None:
         """What runs beside the real bot, for the chats of the console alone: they may share its database."""
         while True:
+            await jobs_resume(self._app)
+            await begin_jobs(self._app)
             await index_messages(self._app)
             await say_due(self._app, {*self._names.values(), CONSOLE_GROUP})
             await self._app.clock.sleep(INDEX_EVERY_S)
@@ -17242,7 +17368,7 @@ async def serve(app: App, stop: asyncio.Event) -> int:
             task.cancel()
         if web:
             await web.close()
-        await inbox.drain(DRAIN_S)
+        await asyncio.gather(inbox.drain(DRAIN_S), drain_jobs(app, DRAIN_S))
     log.info("stopped")
     return 0
 
@@ -17355,6 +17481,7 @@ async def run_console(settings: Settings) -> int:
         while print(prompt, end="", flush=True) or (line := await lines.get()) is not None:
             await console.feed(line)
             await inbox.idle()
+        await drain_jobs(app, DRAIN_S)
     return 0
 
 
@@ -17396,6 +17523,8 @@ async def check(settings: Settings) -> int:
             report(t("check.unpriced", model=model, date=PRICES_OF), "")
         if app.llm.can("speak"):
             report(None if find_ffmpeg() else t("check.no_ffmpeg"), t("check.ffmpeg"))
+        if not app.llm.can("draw"):
+            print("· " + t("check.no_draw"))
         if not app.llm:
             print("· " + t("check.no_llm"))
     return 1 if faults else 0

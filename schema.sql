@@ -251,14 +251,16 @@ CREATE TABLE jobs (
     price      INTEGER NOT NULL,               -- in coins, taken when it was queued
     day        TEXT    NOT NULL,               -- whose quota it uses
     attempts   INTEGER NOT NULL DEFAULT 0,
-    error      TEXT,                           -- JSON: why it failed, a text key and its fields
     queued_at  INTEGER NOT NULL,
     ended_at   INTEGER,
+    error      TEXT,                           -- JSON: why it failed, a text key and its fields
+    said       TEXT,                           -- what its message says when it is done; NULL: it goes
+    told       INTEGER NOT NULL DEFAULT 0 CHECK (told IN (0, 1)),  -- 1: its end was shown
     update_id  INTEGER,                        -- it was asked for in; taken again, it is no second job
     UNIQUE (update_id, kind)                   -- job_asked
 ) STRICT;
 CREATE INDEX jobs__in_queue ON jobs (pool, id) WHERE state = 'queued';  -- jobs_queued
-CREATE INDEX jobs__at_work ON jobs (state) WHERE state = 'running';  -- jobs_running
+CREATE INDEX jobs__left ON jobs (id) WHERE told = 0;  -- jobs_left
 CREATE INDEX jobs__of_person ON jobs (user_id, state);  -- jobs_open
 CREATE INDEX jobs__in_chat ON jobs (chat_id, user_id);  -- forget_derived
 CREATE INDEX jobs__ended ON jobs (ended_at);  -- jobs_clean

@@ -491,6 +491,9 @@ COSTS = [
     ("gemini-2.5-flash-lite", bot.Usage(1000, 0, 0, 5000, 5000), 1000 * 0.01),  # rubbish is no credit
     ("gemini-3.8-flash", bot.Usage(1_000_000, sound=1_000_000), 750_000),  # sound costs as the rest
     ("gemini-3.8-flash", bot.Usage(), 0),
+    ("gemini-3.1-flash-image", bot.Usage(1000, 1200, 100, picture=1120), 1000 * 0.5 + 180 * 3 + 1120 * 60),
+    ("gemini-3.1-flash-image", bot.Usage(0, 100, picture=5000), 100 * 60),  # rubbish again
+    ("gemini-3.8-flash", bot.Usage(0, 1_000_000, picture=1_000_000), 3_750_000),
 ]
 
 
@@ -521,7 +524,10 @@ def test_a_model_is_known_by_its_name(name: str, price: str | None) -> None:
     assert (found.model if found else None) == price
 
 
-@pytest.mark.parametrize("name", sorted({*make_settings().gemini_model, *make_settings().gemini_light_model}))
+USUAL = make_settings()
+
+
+@pytest.mark.parametrize("name", sorted({*USUAL.gemini_model, *USUAL.gemini_light_model, *USUAL.gemini_image_model}))
 def test_the_models_that_are_set_by_default_have_a_price(name: str) -> None:
     assert bot.price_of(name, DAY) and bot.price_of(name, "2027-06-01")
 

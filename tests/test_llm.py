@@ -1271,12 +1271,14 @@ async def test_whatever_a_model_writes_nothing_but_an_answer_or_a_refusal_comes_
 
 # -- capabilities
 
-EMBED, TTS = "gemini-embedding-001", "gemini-2.5-flash-preview-tts"
+EMBED, TTS, EASEL = "gemini-embedding-001", "gemini-2.5-flash-preview-tts", "gemini-3.1-flash-image"
+FISH = bot.Drawing("A pike at dawn.", "9:16", chat_id=5, user_id=6)
 Job = Callable[[bot.Llm], Awaitable[Any]]
 JOBS: dict[bot.Capability, tuple[str, Job]] = {
     "light": (SECOND, lambda llm: llm.extract(wanting(), Catch)),
     "embed": (EMBED, lambda llm: llm.embed(["pike", "perch"])),
     "speak": (TTS, lambda llm: llm.speak("Hello.", 5, 6)),
+    "draw": (EASEL, lambda llm: llm.draw(FISH)),
 }
 
 
@@ -1328,9 +1330,10 @@ async def test_background_work_takes_no_place_of_talk(make: Make, gemini: FakeGe
 
 
 CAN = [
-    ({}, {"chat", "light"}),
-    ({"GEMINI_EMBEDDING_MODEL": EMBED}, {"chat", "light", "embed"}),
-    ({"GEMINI_TTS_MODEL": TTS}, {"chat", "light", "speak"}),
+    ({}, {"chat", "light", "draw"}),
+    ({"GEMINI_IMAGE_MODEL": ""}, {"chat", "light"}),
+    ({"GEMINI_EMBEDDING_MODEL": EMBED}, {"chat", "light", "embed", "draw"}),
+    ({"GEMINI_TTS_MODEL": TTS}, {"chat", "light", "speak", "draw"}),
     ({"GEMINI_API_KEY": "", "GEMINI_TTS_MODEL": TTS}, set()),
     ({"GEMINI_API_KEY": "", "OPENAI_API_URL": "http://127.0.0.1:1", "OPENAI_MODEL": "m", "GEMINI_TTS_MODEL": TTS},
      {"chat", "light"}),
@@ -1340,7 +1343,7 @@ CAN = [
 @pytest.mark.parametrize(("given", "found"), CAN)
 def test_what_can_be_done_is_known_before_it_is_tried(make: Make, given: dict[str, str], found: set[str]) -> None:
     llm = make(**given)
-    capabilities: tuple[bot.Capability, ...] = ("chat", "light", "embed", "speak")
+    capabilities: tuple[bot.Capability, ...] = ("chat", "light", "embed", "speak", "draw")
     assert {capability for capability in capabilities if llm.can(capability)} == found
 
 
@@ -1478,6 +1481,218 @@ async def test_a_text_that_may_not_be_spoken_is_told_as_such(able: bot.Llm, gemi
     with pytest.raises(bot.LlmError) as error:
         await able.speak("Hello.")
     assert error.value.key == "llm.blocked" and len(gemini.requests) == 1
+
+
+# -- pictures
+
+
+def blob(data: bytes, mime: str = "image/png", **more: Any) -> dict[str, Any]:
+    return {"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}, **more}
+
+
+@pytest.mark.parametrize("ratio", bot.RATIOS)
+async def test_a_picture_is_asked_for_in_the_format_that_was_chosen(
+    able: bot.Llm, gemini: FakeGemini, ratio: str
+) -> None:
+    drawn = await able.draw(dataclasses.replace(FISH, ratio=ratio))
+    assert gemini.requests[-1].body == {
+        "contents": [{"role": "user", "parts": [{"text": "A pike at dawn."}]}],
+        "generationConfig": {"responseModalities": ["TEXT", "IMAGE"], "imageConfig": {"aspectRatio": ratio}},
+    }
+    width, height = map(int, ratio.split(":"))
+    assert drawn.mime == "image/png" and bot.open_photo(drawn.data).picture.size == (64 * width, 64 * height)
+
+
+async def test_where_no_format_was_chosen_the_model_chooses(able: bot.Llm, gemini: FakeGemini) -> None:
+    await able.draw(bot.Drawing("A pike."))
+    assert gemini.requests[-1].config == {"responseModalities": ["TEXT", "IMAGE"]}
+
+
+async def test_pictures_to_go_by_go_with_the_words_in_their_order(able: bot.Llm, gemini: FakeGemini) -> None:
+    references = tuple(bot.Media("image/jpeg", bytes([number]) * 99) for number in range(5))
+    await able.draw(dataclasses.replace(FISH, references=references))
+    [content] = gemini.requests[-1].contents
+    assert content["parts"][0] == {"text": "A pike at dawn."}
+    assert content["parts"][1:] == [blob(media.data, "image/jpeg") for media in references]
+
+
+async def test_of_several_pictures_the_first_counts(able: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule(".", [{"text": "Here are two:"}, blob(b"one"), blob(b"two")])
+    assert await able.draw(FISH) == bot.Media("image/png", b"one")
+
+
+async def test_what_a_model_only_thought_of_is_no_picture(able: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule(".", [blob(b"a sketch", thought=True), blob(b"the picture")])
+    assert await able.draw(FISH) == bot.Media("image/png", b"the picture")
+    gemini.rules.clear()
+    gemini.rule(".", [blob(b"a sketch", thought=True)])
+    with pytest.raises(bot.LlmError):
+        await able.draw(FISH)
+    assert outcomes()[-1] == (EASEL, "empty")
+
+
+async def test_words_for_a_picture_are_asked_about_once_more(able: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule(".", "I would rather describe it.", times=1)
+    assert (await able.draw(FISH)).mime == "image/png"
+    assert outcomes() == [(EASEL, "words"), (EASEL, "ok")]
+
+
+async def test_words_instead_of_a_picture_are_told_as_such(able: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule(".", "I would rather describe it.")
+    with pytest.raises(bot.LlmError) as error:
+        await able.draw(FISH)
+    assert error.value.key == "llm.words" and len(gemini.requests) == 2
+
+
+@pytest.mark.parametrize("finish", sorted(bot.NO_PICTURE))
+async def test_a_model_that_made_no_picture_may_be_asked_in_other_words(
+    able: bot.Llm, gemini: FakeGemini, finish: str
+) -> None:
+    gemini.rule(".", [], finish=finish)
+    with pytest.raises(bot.LlmError) as error:
+        await able.draw(FISH)
+    assert error.value.key == "llm.words" and len(gemini.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "finish", ["IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "PROHIBITED_CONTENT", "SAFETY", "SPII"]
+)
+@pytest.mark.parametrize("said", [[], [{"text": "I can't draw that."}]])
+async def test_a_picture_that_may_not_be_is_refused_at_once(
+    make: Make, gemini: FakeGemini, finish: str, said: list[Any]
+) -> None:
+    gemini.rule(".", said, finish=finish)
+    with pytest.raises(bot.LlmError) as error:
+        await make(GEMINI_IMAGE_MODEL=f"{EASEL},{BEST}").draw(FISH)
+    assert error.value.key == "llm.blocked" and outcomes() == [(EASEL, "blocked")]
+
+
+async def test_a_wish_that_may_not_be_is_refused_at_once(able: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.fault("blocked", 9)
+    with pytest.raises(bot.LlmError) as error:
+        await able.draw(FISH)
+    assert error.value.key == "llm.blocked" and outcomes() == [(EASEL, "blocked")]
+
+
+@pytest.mark.parametrize("fault", ["empty", "no_parts", "503", "500", "malformed", "reset"])
+async def test_one_fault_costs_no_picture(able: bot.Llm, gemini: FakeGemini, fault: str) -> None:
+    gemini.fault(fault)
+    assert (await able.draw(FISH)).data and outcomes()[-1] == (EASEL, "ok")
+
+
+@pytest.mark.parametrize(
+    ("fault", "options", "outcome"), [("429", {"per_day": True}, "quota"), ("429", {}, "rate"), ("404", {}, "retired")]
+)
+async def test_the_next_model_draws_where_the_first_one_does_not(
+    make: Make, gemini: FakeGemini, fault: str, options: dict[str, Any], outcome: str
+) -> None:
+    gemini.fault(fault, 9, EASEL, **options)
+    llm = make(GEMINI_IMAGE_MODEL=f"{EASEL},{BEST}")
+    assert (await llm.draw(FISH)).data and outcomes() == [(EASEL, outcome), (BEST, "ok")]
+    assert (await llm.draw(FISH)).data and len(gemini.requests) == 3  # it is not asked at all
+
+
+async def test_a_model_that_is_no_more_is_passed_over(make: Make, gemini: FakeGemini) -> None:
+    assert (await make(GEMINI_IMAGE_MODEL=f"gemini-2.5-flash-image,{EASEL}").draw(FISH)).data
+    assert outcomes() == [("gemini-2.5-flash-image", "retired"), (EASEL, "ok")]
+
+
+@pytest.mark.parametrize(("fault", "options", "key"), [
+    ("429", {"per_day": True}, "llm.quota"), ("429", {"retry_delay": 300}, "llm.rate"), ("503", {}, "llm.overloaded"),
+    ("400", {}, "llm.request"), ("403", {}, "llm.key"), ("reset", {}, "llm.network"), ("empty", {}, "llm.server"),
+])  # fmt: skip
+async def test_where_nobody_draws_the_reason_is_told(
+    able: bot.Llm, gemini: FakeGemini, fault: str, options: dict[str, Any], key: str
+) -> None:
+    gemini.fault(fault, 99, **options)
+    with pytest.raises(bot.LlmError) as error:
+        await able.draw(FISH)
+    assert error.value.key == key
+
+
+async def test_a_picture_takes_no_longer_than_is_set(make: Make, gemini: FakeGemini) -> None:
+    gemini.fault("hang", 99)
+    with pytest.raises(bot.LlmError) as error:
+        await make(timeout=0.1).draw(FISH)
+    assert error.value.key == "llm.timeout"
+
+
+async def test_a_picture_of_many_megabytes_is_read_whole(make: Make, gemini: FakeGemini) -> None:
+    data = random.Random(1).randbytes(12_000_000)
+    gemini.rule(".", [blob(data)])
+    assert await make(timeout=60).draw(FISH) == bot.Media("image/png", data)
+
+
+async def test_no_more_pictures_are_drawn_at_once_than_is_set(make: Make, gemini: FakeGemini) -> None:
+    llm = make(MAX_PARALLEL_IMAGES=2)
+    gemini.fault("hang", 2)
+    wishes = [asyncio.create_task(llm.draw(FISH)) for _ in range(3)]
+    await gemini.until(lambda: len(gemini.requests) == 2)
+    assert llm.slots["draw"].locked() and not llm.slots["chat"].locked()
+    for wish in wishes[:2]:
+        wish.cancel()
+    assert (await wishes[2]).data
+
+
+ODD_PICTURES: list[Any] = [
+    [], 5, {"candidates": "x"}, {"candidates": ["x"]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"data": "AAAA"}}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "image/png", "data": 5}}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "image/png", "data": "A"}}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "image/png", "data": "AA!!AA=="}}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": "x"}]}}]},
+]  # fmt: skip
+NO_PICTURES: list[dict[str, Any]] = [
+    {}, {"candidates": []}, {"candidates": [{"finishReason": "OTHER"}]}, {"candidates": [{"content": {"parts": []}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "image/png", "data": ""}}]}}]},
+    {"candidates": [{"content": {"parts": [{"inlineData": {"mimeType": "audio/wav", "data": "AAAA"}}]}}]},
+    {"candidates": [{"content": {"parts": [{"text": " \u200b"}]}}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"), [*((body, "empty") for body in NO_PICTURES), *((body, "malformed") for body in ODD_PICTURES)]
+)
+async def test_an_answer_without_a_picture_is_a_fault_of_the_model(make: Make, body: Any, kind: str) -> None:
+    async with Odd(response(bot.json_bytes(body))) as server:
+        with pytest.raises(bot.LlmError):
+            await make(server.url).draw(FISH)
+    assert {call.outcome for call in CALLS} == {kind}
+
+
+PICTURE_COSTS: list[tuple[dict[str, Any], bot.Usage, int]] = [  # what the server says, what it means, what it costs
+    ({"promptTokenCount": 100, "candidatesTokenCount": 1130, "thoughtsTokenCount": 50,
+      "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 1120}, {"modality": "TEXT", "tokenCount": 10}]},
+     bot.Usage(100, 1130, 50, picture=1120), 67_430),
+    ({"promptTokenCount": 100, "candidatesTokenCount": 1120}, bot.Usage(100, 1120, picture=1120), 67_250),
+    ({}, bot.Usage(4, bot.PICTURE_TOKENS, picture=bot.PICTURE_TOKENS), 77_402),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "usage", "micro_usd"), PICTURE_COSTS)
+async def test_what_a_picture_costs_is_counted(
+    make: Make, said: dict[str, Any], usage: bot.Usage, micro_usd: int
+) -> None:
+    body = {"candidates": [{"content": {"parts": [blob(PNG)]}}], "usageMetadata": said}
+    async with Odd(response(bot.json_bytes(body))) as server:
+        await make(server.url).draw(FISH)
+    [call] = CALLS
+    assert (call.usage, call.micro_usd, call.chat_id, call.user_id) == (usage, micro_usd, 5, 6)
+
+
+async def test_words_cost_what_words_cost(able: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.rule(".", "No." * 400)
+    with pytest.raises(bot.LlmError):
+        await able.draw(FISH)
+    assert CALLS[0].usage.picture == 0 and CALLS[0].micro_usd and CALLS[0].micro_usd < 2000
+
+
+async def test_without_budget_nothing_is_drawn(able: bot.Llm, gemini: FakeGemini) -> None:
+    able.may_pay = lambda: False
+    assert not able.affords("draw")
+    with pytest.raises(bot.LlmError) as error:
+        await able.draw(FISH)
+    assert error.value.key == "llm.budget" and gemini.requests == []
 
 
 # -- checking

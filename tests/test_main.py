@@ -230,6 +230,7 @@ async def test_check_says_what_works(capsys: Capture, local: dict[str, Any]) -> 
     assert await check(capsys, local) == (0, [
         "✓ settings", f"✓ database {local['db_path']}", "✓ token: @okun_bot", "✓ model gemini-3.8-flash",
         "✓ model gemini-2.5-flash", "✓ model gemini-3.5-flash-lite", "✓ model gemini-2.5-flash-lite",
+        "✓ model gemini-3.1-flash-image",
     ])  # fmt: skip
 
 
@@ -244,7 +245,7 @@ async def test_check_says_what_privacy_mode_hides(
 async def test_check_says_what_does_not_work(capsys: Capture, local: dict[str, Any], telegram: FakeTelegram) -> None:
     telegram.token = "42:OTHER"
     code, lines = await check(capsys, local, gemini_api_key="bad-key", gemini_model=("gemini-3.8-flash",))
-    assert code == 1 and [line[0] for line in lines] == ["✓", "✓", *"✗✗✗✗"]
+    assert code == 1 and [line[0] for line in lines] == ["✓", "✓", *"✗✗✗✗✗"]
     assert "bad-key" not in "".join(lines) and "42:TEST" not in "".join(lines)
 
 
@@ -261,6 +262,14 @@ async def test_check_says_when_telegram_is_not_reached(capsys: Capture, local: d
 async def test_check_without_a_key_is_no_fault(capsys: Capture, local: dict[str, Any]) -> None:
     code, lines = await check(capsys, local, gemini_api_key="")
     assert code == 0 and lines[-1] == f"· {TEXTS('en', 'check.no_llm')}"
+
+
+async def test_check_says_that_nobody_draws(capsys: Capture, local: dict[str, Any]) -> None:
+    told = f"· {TEXTS('en', 'check.no_draw')}"
+    assert (await check(capsys, local, gemini_image_model=()))[1][-1] == told
+    assert told in (await check(capsys, local, gemini_api_key=""))[1]
+    code, lines = await check(capsys, local, gemini_image_model=("gemini-2.5-flash-image",))
+    assert code == 1 and lines[-1].startswith("✗ model gemini-2.5-flash-image") and told not in lines
 
 
 async def test_check_knows_openai_compatible_models(capsys: Capture, local: dict[str, Any], gemini: FakeGemini) -> None:

@@ -133,11 +133,12 @@ async def test_one_invoice_may_be_paid_twice_and_counts_twice(okun: Okun, chat: 
     assert await have(okun) == 200
 
 
-async def test_when_something_costs_coins_the_shop_says_so_no_more(
-    okun: Okun, chat: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bot, "COSTS_COINS", ("backup_keep",))  # any setting above zero
-    assert (await chat.say("/buy"))[0].text == okun.t("buy.text")
+@pytest.mark.parametrize(("name", "lang"), [("Anna", "en"), ("Borys", "uk"), ("Vira", "ru")])
+@settings(price_avatar=20, price_image=5)
+async def test_when_something_costs_coins_the_shop_says_what(okun: Okun, name: str, lang: str) -> None:
+    picture, avatar = okun.t("buy.price_image", lang, price=5), okun.t("buy.price_avatar", lang, price=20)
+    [shop] = await okun.private(name).say("/buy")
+    assert shop.text == f"{okun.t('buy.text', lang)}\n\n{okun.t('buy.costs', lang, what=f'{picture}, {avatar}')}"
 
 
 async def test_in_a_group_the_shop_opens_in_private(okun: Okun, group: Room) -> None:

@@ -17,7 +17,7 @@ import bot
 ENV_HEADER = """\
 # Settings of Okun. Copy this file to .env beside bot.py; only TELEGRAM_BOT_TOKEN is needed.
 # A line that begins with # shows the default. `NAME=` with nothing after it means the default, too;
-# for BOT_NAMES and QUIET_HOURS it means none. The environment goes before .env.
+# for BOT_NAMES, QUIET_HOURS and GEMINI_IMAGE_MODEL it means none. The environment goes before .env.
 """
 UNCOMMENTED = ("TELEGRAM_BOT_TOKEN", "GEMINI_API_KEY", "ADMIN_IDS")
 
@@ -182,8 +182,8 @@ def test_an_empty_value_means_the_default(value: str | None) -> None:
 
 
 def test_an_empty_value_switches_off_what_has_no_other_way() -> None:
-    settings = read({"QUIET_HOURS": "", "BOT_NAMES": ""})
-    assert (settings.quiet_hours, settings.bot_names) == (None, ())
+    settings = read({"QUIET_HOURS": "", "BOT_NAMES": "", "GEMINI_IMAGE_MODEL": ""})
+    assert (settings.quiet_hours, settings.bot_names, settings.gemini_image_model) == (None, (), ())
 
 
 # -- faults
