@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -9,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiogram.methods import SendPhoto
-from aiogram.types import BufferedInputFile, FSInputFile
+from aiogram.methods import DeleteMessage, SendPhoto
+from aiogram.types import BufferedInputFile, FSInputFile, InputMediaPhoto
 from conftest import Script, make_settings
+from PIL import Image
 
 import bot
 
@@ -203,3 +206,60 @@ async def test_from_the_terminal_nobody_gets_a_message_or_their_stars(
         await press(terminal, terminal.t("menu.to.broadcast"))
         said = await press(terminal, terminal.t("broadcast.button.new"))
         assert terminal.t("error.only_telegram") in "".join(said)
+
+
+def still(red: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (640, 480), (red, 60, 120)).save(out, "JPEG")
+    return out.getvalue()
+
+
+async def drawn(terminal: Terminal, typed: str) -> list[str]:
+    """What comes of a wish, after the words that it is being drawn."""
+    terminal.model.easel = asyncio.Event()
+    shown = await terminal.type(typed)
+    terminal.model.easel.set()
+    await asyncio.gather(*terminal.app.working.values())
+    return terminal.lines[len(shown) :]
+
+
+async def test_a_picture_is_drawn_in_the_terminal(terminal: Terminal) -> None:
+    lines = await drawn(terminal, "/draw a cat")
+    path, caption, buttons = lines[:3]
+    assert Path(path.strip("[]")).read_bytes()[:4] == b"\x89PNG" and caption.startswith("Okun: 🎨 a cat\n")
+    assert f":3 {terminal.t('draw.button.love')}" in buttons
+    loved = await press(terminal, terminal.t("draw.button.love"))
+    assert f":3 {terminal.t('draw.button.loved')}" in loved[-1]
+    sent = await press(terminal, terminal.t("draw.button.file"))
+    assert f"Okun: {terminal.t('draw.file.original')}" in sent
+
+
+async def test_a_photo_with_the_command_as_its_caption_is_gone_by(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(still(200))
+    await drawn(terminal, ":photo cat.jpg /draw in winter")
+    [wish] = terminal.model.wishes
+    assert wish.prompt.startswith("in winter") and len(wish.references) == 1
+
+
+async def test_a_picture_can_be_shown_again_after_a_restart(terminal: Terminal, tmp_path: Path) -> None:
+    await drawn(terminal, "/draw a cat")
+    row = await terminal.app.db.reader.one("SELECT file_id FROM pictures")
+    assert row
+    async with Terminal(tmp_path / "okun.db") as again:
+        sent = await again.app.bot(bot.DrawnPhoto(chat_id=1, photo=row["file_id"]))
+        assert sent.file_id == row["file_id"] and again.lines[0] == f"[{row['file_id']}]"
+        assert await bot.fetch_file(again.app.bot, row["file_id"]) == Path(row["file_id"]).read_bytes()
+        with pytest.raises(bot.BotError) as caught:
+            await bot.fetch_file(again.app.bot, "nowhere")
+        assert caught.value.key == "media.gone"
+        media = InputMediaPhoto(media=row["file_id"], caption="the same")
+        await again.app.bot(bot.EditPicture(chat_id=1, message_id=sent.message_id, media=media))
+        assert again.lines[-2:] == [f"[{row['file_id']}]", "Okun: the same"]
+
+
+async def test_the_buttons_of_a_message_that_is_deleted_give_way_to_those_before(terminal: Terminal) -> None:
+    await terminal.type("/settings", "/lang")
+    message_id = terminal.session.buttons[0][0]
+    await terminal.app.bot(DeleteMessage(chat_id=1, message_id=message_id))
+    assert [label for _, label, _ in terminal.session.buttons][-1] == terminal.t("menu.back")
+    assert f"({terminal.t('settings.saved')})" in await terminal.type(":1")

@@ -87,6 +87,7 @@ def studio(monkeypatch: pytest.MonkeyPatch) -> Studio:
         studio.failed,
         studio.queued,
         studio.after,
+        "",
     )
     monkeypatch.setitem(bot.JOBS, KIND, spec)
 
@@ -576,6 +577,14 @@ async def test_a_message_that_cannot_be_deleted_says_that_it_is_done(okun: Okun,
     assert shown.buttons == [] and okun.rows("SELECT told FROM jobs") == [(1,)]
 
 
+async def test_a_message_that_is_deleted_already_is_not_missed(okun: Okun, chat: Room, studio: Studio) -> None:
+    [shown] = await chat.say("/paint pike")
+    del chat.chat.messages[shown.id]  # by a person, or by us before a kill
+    studio.finish("pike")
+    await okun.settle()
+    assert pictures(chat) == ["pike"] and words(chat) == [] and okun.rows("SELECT told FROM jobs") == [(1,)]
+
+
 # -- Telegram is away
 
 
@@ -914,3 +923,12 @@ def test_each_state_has_its_words(okun: Okun) -> None:
         told = bot.job_words(okun.app, job, 3)
         assert (told is None) == (job.state == "done" and job.said is None)
         assert ("5 🪙" in (told or "")) == (job.price == 5 and job.state not in ("queued", "running", "done"))
+
+
+async def test_the_jobs_of_the_terminal_are_left_to_the_terminal(okun: Okun, chat: Room, studio: Studio) -> None:
+    await chat.say("/paint pike")
+    async with okun.app.db.tx() as tx:
+        await tx.run("UPDATE jobs SET pool = 'console images'")
+    await okun.restart()
+    await resume(okun)
+    assert studio.begun == ["pike"] and okun.rows("SELECT state, attempts FROM jobs") == [("running", 1)]

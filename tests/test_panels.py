@@ -267,7 +267,8 @@ async def test_rubbish_is_answered_kindly_and_changes_nothing(okun: Okun, place:
     room = room_of(okun, "en", place)
     [menu] = await room.say("/menu")
     before, wrong = state(okun), []
-    names = [*(("m2", name) for name in bot.PANELS), *(("d1", name) for name in bot.ACTS if name not in WITHOUT_ARGS)]
+    panels = [name for name in bot.PANELS if name != "draw"]  # it begins a draft; test_drawing looks at its rubbish
+    names = [*(("m2", name) for name in panels), *(("d1", name) for name in bot.ACTS if name not in WITHOUT_ARGS)]
     for kind, name in names:
         longest = 64 - len(f"{kind}:{ANNA}:{name}:")
         for arg in (*RUBBISH, f"7d.{'x' * 64}"[:longest], f"1.{'9' * 64}"[:longest]):

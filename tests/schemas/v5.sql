@@ -142,7 +142,8 @@ CREATE TABLE users (
     username      TEXT,
     language_code TEXT,                        -- Telegram's, as last seen
     lang          TEXT CHECK (lang IN ('uk', 'ru', 'en')),  -- chosen with /lang
-    started_at    INTEGER                      -- NULL: never wrote in private, so the bot cannot either
+    started_at    INTEGER,                     -- NULL: never wrote in private, so the bot cannot either
+    drawing       TEXT NOT NULL DEFAULT ''     -- JSON: how they wanted their last picture
 ) STRICT;
 
 -- A chat the bot is or was in, and what was set there (NULL: as the settings say). Never deleted by itself.
