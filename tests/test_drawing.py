@@ -77,7 +77,7 @@ async def avatar(okun: Okun, room: Room, user_id: int = ANNA, *, photos: int = 3
         for n, file_id in enumerate(files):
             await tx.run(
                 """INSERT INTO avatar_photos (avatar_id, file_id, file_unique_id, width, height, quality, looks, chosen,
-                     added_at) VALUES (?, ?, ?, 640, 480, 1, '', 1, ?)""",
+                     document, added_at) VALUES (?, ?, ?, 640, 480, 1, '', 1, 0, ?)""",
                 row["id"], file_id, f"u{file_id}", n,
             )  # fmt: skip
     return int(row["id"])
@@ -1067,3 +1067,11 @@ def test_what_is_to_be_drawn_follows_the_verb(text: str, wish: str | None) -> No
 def test_every_button_fits_into_64_bytes() -> None:
     for verb in bot.PICTURE_VERBS:
         assert len(bot.PicturePress(owner=-(10**13), verb=verb, id=str(10**12)).pack().encode()) <= 64
+
+
+@pytest.mark.parametrize("size", [(2100, 100), (100, 2100)])
+def test_what_is_too_narrow_for_a_photo_is_not_even_sent(size: tuple[int, int]) -> None:
+    with pytest.raises(bot.BotError) as caught:
+        bot.as_photo(still(1, size, "PNG"))
+    assert caught.value.key == "draw.broken"
+    assert bot.as_photo(still(1, (2000, 100), "PNG"))

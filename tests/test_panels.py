@@ -81,7 +81,7 @@ async def enrich(okun: Okun, room: Room, lang: str, talked: int = 12) -> None:
 
 # -- the walker
 
-LAST = ("psave", "pdrop", "pdel", "tdel", "mdel", "rdel")  # after these there is less to see
+LAST = ("psave", "pdrop", "pdel", "tdel", "mdel", "rdel", "avdrop", "avdel")  # after these there is less to see
 ALIKE = 4  # buttons that differ in nothing but a number are pressed so often
 
 
@@ -253,12 +253,14 @@ WITHOUT_ARGS = (
     "export",
     "sum",
     "pnew",
+    "avnew",
     "tnew",
     "psave",
     "pdrop",
     "plink",
     "enter",
     "shop",
+    "gallery_ask",
 )  # they do the same whatever is there
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import random
 import string
+import zlib
 from typing import Any
 
 import pytest
@@ -396,3 +398,182 @@ async def test_where_a_chat_takes_no_pictures_the_words_come_alone(okun: Okun, g
     [reply] = await group.say("/mood 7d")
     sent = picture(okun.telegram.files[reply.raw["photo"][-1]["file_id"]].data)
     assert sent.width == bot.PICTURE_WIDTH and TEXTS("en", "mood.button.text") in reply.buttons
+
+
+# -- photos that people send
+
+
+def scene(width: int = 900, height: int = 1200) -> Image.Image:
+    """Four corners of four colours, so that it is seen how a picture lies."""
+    image = Image.new("RGB", (width, height), (200, 30, 30))
+    image.paste((30, 200, 30), (width // 2, 0, width, height // 2))
+    image.paste((30, 30, 200), (0, height // 2, width // 2, height))
+    image.paste((90, 90, 90), (width // 2, height // 2, width, height))
+    return image
+
+
+def encoded(image: Image.Image, kind: str, **how: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **how)
+    return out.getvalue()
+
+
+def corners(photo: bot.Photo) -> list[tuple[int, ...]]:
+    """The colours of the corners, clockwise from the upper left one, to the nearest ten."""
+    image = photo.picture
+    right, low = image.width - 20, image.height - 20
+    found = (image.getpixel(at) for at in ((20, 20), (right, 20), (right, low), (20, low)))
+    return [tuple(round(shade, -1) for shade in colour) for colour in found]
+
+
+RED, GREEN, GREY, BLUE = (200, 30, 30), (30, 200, 30), (90, 90, 90), (30, 30, 200)
+AS_SENT = [RED, GREEN, GREY, BLUE]
+sizes = pytest.mark.parametrize(("width", "height"), [(600, 800), (1700, 2300)])
+
+
+@sizes
+@pytest.mark.parametrize(
+    ("kind", "how"), [("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("JPEG", {"progressive": True})]
+)
+def test_photos_of_the_usual_kinds_are_opened_and_shrunk(kind: str, how: Any, width: int, height: int) -> None:
+    photo = bot.open_photo(encoded(scene(width, height), kind, **how))
+    assert (photo.picture.mode, photo.width, photo.height) == ("RGB", width, height)
+    assert max(photo.picture.size) == min(max(width, height), 1024)
+    assert corners(photo) == AS_SENT
+    again = Image.open(io.BytesIO(bot.jpeg(photo.picture)))
+    assert (again.format, again.size) == ("JPEG", photo.picture.size)
+
+
+def test_a_small_photo_stays_as_small_as_it_is() -> None:
+    photo = bot.open_photo(encoded(scene(300, 200), "PNG"))
+    assert photo.picture.size == (300, 200) == (photo.width, photo.height)
+
+
+@sizes
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [(1, AS_SENT), (2, [GREEN, RED, BLUE, GREY]), (3, [GREY, BLUE, RED, GREEN]), (4, [BLUE, GREY, GREEN, RED]),
+     (5, [RED, BLUE, GREY, GREEN]), (6, [BLUE, RED, GREEN, GREY]), (7, [GREY, GREEN, RED, BLUE]),
+     (8, [GREEN, GREY, BLUE, RED])],
+)  # fmt: skip
+def test_a_photo_lies_as_the_camera_was_held(
+    kind: str, orientation: int, turned: list[Any], width: int, height: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    how = {"lossless": True} if kind == "WEBP" else {}
+    photo = bot.open_photo(encoded(scene(width, height), kind, exif=exif, **how))
+    assert (photo.width, photo.height) == ((width, height) if orientation < 5 else (height, width))
+    assert (photo.picture.width > photo.picture.height) == (orientation >= 5)
+    assert corners(photo) == turned
+
+
+@sizes
+def test_what_can_be_seen_through_lies_on_white(width: int, height: int) -> None:
+    clear = scene(width, height)
+    mask = Image.new("L", clear.size, 255)
+    mask.paste(0, (0, 0, width // 2, height // 2))
+    clear.putalpha(mask)
+    for kind in ("PNG", "WEBP"):
+        photo = bot.open_photo(encoded(clear, kind, **({"lossless": True} if kind == "WEBP" else {})))
+        assert corners(photo) == [(260, 260, 260), GREEN, GREY, BLUE]
+    half = clear.convert("LA")
+    assert corners(bot.open_photo(encoded(half, "PNG")))[0] == (260, 260, 260)
+    named = bot.open_photo(encoded(scene(width, height), "PNG", transparency=RED))
+    assert corners(named) == [(260, 260, 260), GREEN, GREY, BLUE]
+
+
+@sizes
+def test_palettes_shades_and_colours_of_print_are_read(width: int, height: int) -> None:
+    image = scene(width, height)
+    palette = image.quantize(16)
+    assert corners(bot.open_photo(encoded(palette, "PNG"))) == AS_SENT
+    index = palette.getpixel((5, 5))
+    assert corners(bot.open_photo(encoded(palette, "PNG", transparency=index)))[0] == (260, 260, 260)
+    assert corners(bot.open_photo(encoded(image.convert("CMYK"), "JPEG"))) == AS_SENT
+    shades = corners(bot.open_photo(encoded(image.convert("L"), "JPEG")))
+    assert shades == [(80,) * 3, (130,) * 3, (90,) * 3, (50,) * 3]
+
+
+@sizes
+def test_one_bit_and_sixteen_are_as_bright_as_eight(width: int, height: int) -> None:
+    grey = scene(width, height).convert("L")
+    deep = Image.frombytes("I;16", grey.size, bytes(byte for shade in grey.tobytes() for byte in (shade, shade)))
+    assert corners(bot.open_photo(encoded(deep, "PNG"))) == [(80,) * 3, (130,) * 3, (90,) * 3, (50,) * 3]
+    line = Image.new("1", (width, height), 1)
+    line.paste(0, (0, 0, width // 2, height))
+    assert corners(bot.open_photo(encoded(line, "PNG"))) == [(0,) * 3, (260,) * 3, (260,) * 3, (0,) * 3]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [encoded(scene(90, 90), "GIF"), encoded(scene(90, 90), "TIFF"), encoded(scene(90, 90), "BMP"), b"hello", b"",
+     b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"<svg xmlns='http://www.w3.org/2000/svg'/>"],
+    ids=["gif", "tiff", "bmp", "text", "nothing", "heic", "svg"],
+)  # fmt: skip
+def test_what_is_no_photo_is_refused(data: bytes) -> None:
+    with pytest.raises(bot.BotError, match=r"^photo\.kind$"):
+        bot.open_photo(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_photos_are_refused_and_nothing_else_is_raised(kind: str) -> None:
+    whole, dice = encoded(scene(450, 600), kind), random.Random(3)
+    for length in (len(whole) // 2, len(whole) * 3 // 4):
+        with pytest.raises(bot.BotError, match=r"^photo\.broken$"):
+            bot.open_photo(whole[:length])
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(dice.randrange(1, 20)):
+            data[dice.randrange(len(data))] = dice.randrange(256)
+        with contextlib.suppress(bot.BotError):
+            bot.open_photo(bytes(data[: dice.randrange(len(data))] if dice.random() < 0.3 else data))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def claimed(width: int, height: int, extra: bytes = b"") -> bytes:
+    """A PNG of a few bytes that claims this size."""
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + body
+
+
+@pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (60_000, 60_000), (5000, 4000)])
+def test_what_would_take_too_much_is_refused_before_it_is_read(width: int, height: int) -> None:
+    with pytest.raises(bot.BotError) as refused:
+        bot.open_photo(claimed(width, height))
+    assert (refused.value.key, refused.value.fields) == ("photo.large", {"width": width, "height": height})
+
+
+def test_bombs_of_other_kinds_are_no_photos() -> None:
+    burst = zlib.compress(b"a" * 50_000_000)
+    for extra in (chunk(b"zTXt", b"k\0\0" + burst), chunk(b"iCCP", b"k\0\0" + burst)):
+        with pytest.raises(bot.BotError, match=r"^photo\.broken$"):
+            bot.open_photo(claimed(900, 900, extra))
+
+
+def test_how_much_a_jpeg_takes_is_known_from_its_scans() -> None:
+    """One that is not in a single scan is decoded whole, whatever size is wanted."""
+    plain, progressive = encoded(scene(), "JPEG"), encoded(scene(), "JPEG", progressive=True)
+    assert bot.in_one_scan(plain) and not bot.in_one_scan(progressive)
+    assert bot.in_one_scan(encoded(scene().convert("L"), "JPEG"))
+    start = plain.index(b"\xff\xda")
+    one_colour = plain[:start] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + plain[start + 14 :]
+    assert not bot.in_one_scan(one_colour)
+    assert not any(map(bot.in_one_scan, (b"", b"\xff\xd8", b"\xff\xd8" + b"\xff" * 50, plain[:start], b"rubbish")))
+    large = Image.Image()
+    large._size, large.format = (10_000, 10_000), "JPEG"
+    assert bot.decoding_bytes(large, one_scan=True) < bot.MAX_PHOTO_BYTES < bot.decoding_bytes(large, one_scan=False)
+
+
+def test_a_jpeg_of_100_megapixels_is_read_within_bounds() -> None:
+    data = encoded(Image.new("L", (10_000, 10_000), 90), "JPEG")
+    photo = bot.open_photo(data)
+    assert (photo.width, photo.height, photo.picture.size) == (10_000, 10_000, (1024, 1024))
+    assert corners(photo) == [GREY] * 4
+    with pytest.raises(bot.BotError, match=r"^photo\.large$"):
+        bot.open_photo(encoded(Image.new("L", (5000, 5000), 90), "JPEG", progressive=True))

@@ -21,8 +21,13 @@ KEYS = sorted(TEXTS.keys("en"))
 COMPOSED = {
     "span.{}": ["days", "hours", "minutes", "seconds"],
     "span_in.{}": ["days", "hours", "minutes", "seconds"],
+    "gallery.days.{}": list(bot.GALLERY_DAYS),
     "limit.{}": ["commands", "replies", "chat", "total"],
     "limit.day.{}": ["promo", "images"],
+    "avatar.status.{}": list(bot.AVATAR_STATES),
+    "avatar.doubt.{}": list(bot.DOUBTS),
+    "avatar.is.{}": list(bot.GENDERS),
+    "avatar.button.{}": list(bot.GENDERS),
     "job.doing.{}": list(bot.JOBS),
     "buy.{}": list(bot.COSTS_COINS),
     "draw.{}": list(bot.FAULTS),

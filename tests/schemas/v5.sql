@@ -545,6 +545,7 @@ CREATE TABLE avatar_photos (
     avatar_id      INTEGER NOT NULL REFERENCES avatars (id) ON DELETE CASCADE,
     file_id        TEXT    NOT NULL,
     file_unique_id TEXT    NOT NULL,
+    document       INTEGER NOT NULL CHECK (document IN (0, 1)),  -- 1: sent as a file
     width          INTEGER NOT NULL,
     height         INTEGER NOT NULL,
     quality        REAL    NOT NULL,           -- 0 to 1
@@ -569,8 +570,7 @@ CREATE TABLE pictures (
     favourite   INTEGER NOT NULL DEFAULT 0 CHECK (favourite IN (0, 1)),
     made_at     INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX pictures__of_person ON pictures (user_id, id);  -- pictures_around
-CREATE INDEX pictures__favourite ON pictures (user_id, id) WHERE favourite = 1;  -- pictures_around
+CREATE INDEX pictures__of_person ON pictures (user_id, id, me, favourite, made_at);  -- pictures_around, all it asks
 CREATE INDEX pictures__in_chat ON pictures (chat_id, user_id);  -- forget_derived
 
 -- == Owner ==
