@@ -8306,8 +8306,20 @@ async def exports_clean(app: App) -> None:
                 shutil.rmtree(path)
 
 
+async def ensure_private(app: App, user_id: int) -> None:
+    """See to it that somebody's private chat has a row: this database may never have heard them there."""
+    async with app.db.tx() as tx:
+        await tx.run(
+            """INSERT INTO chats (chat_id, kind, title) SELECT user_id, 'private', name FROM users WHERE user_id = ?
+               ON CONFLICT DO NOTHING""",
+            user_id,
+        )
+
+
 async def send_privately(app: App, who: Who, name: str, send: Callable[[App, int, str], Awaitable[None]]) -> None:
     """Answer in private what was asked in a group; a button that leads there for whoever never started the bot."""
+    if not who.private:
+        await ensure_private(app, who.user_id)
     try:
         await send(app, who.user_id, who.lang)
     except ChatGone:

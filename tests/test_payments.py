@@ -1035,3 +1035,10 @@ async def test_a_code_is_used_once_wherever_the_bot_is_killed(okun: Okun, chat: 
         assert okun.rows("SELECT used FROM promos WHERE code = ?", f"CODE{at}") == [(1,)]
         assert chat.replies[-1].text == given(okun, "5 🪙", f"{5 * (at + 1)} 🪙"), at
     assert at > 8
+
+
+async def test_an_answer_in_private_is_stored_for_whom_this_database_never_heard_there(okun: Okun, group: Room) -> None:
+    anna = okun.private("Anna")  # who started the bot, and then its database was lost
+    await group.say("/buy", by="Anna")
+    assert okun.t("buy.text_idle") in anna.replies[-1].text
+    assert okun.rows("SELECT count(*) FROM messages WHERE chat_id = ?", anna.id) == [(1,)]
