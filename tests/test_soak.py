@@ -32,7 +32,7 @@ WORDS = (
 BOUNDS: dict[str, int] = {
     "app.answered": 1000, "app.replaced": 1000, "app.shown": 1000, "app.forms": bot.MAX_FORMS,
     "app.replies_in": bot.MAX_COUNTED, "app.epochs": 10_000, "app.forgotten": 10_000, "app.known": bot.MAX_KNOWN,
-    "app.latencies": 1000, "app.gate.moved": 5000,
+    "app.latencies": 1000, "app.gate.moved": 5000, "app.originals": 8,
     "app.gate.pacing._chats": bot.Pacing.MOST + 1, "app.gate.pacing._held": bot.Pacing.MOST + 1,
     "app.counts": 100,  # kinds of errors and outcomes: names in the code
     "app.errors.kinds": bot.MOST_KINDS, "app.errors.entries": bot.MOST_ERRORS, "app.errors.told": bot.MOST_KINDS,
