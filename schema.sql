@@ -573,6 +573,55 @@ CREATE TABLE pictures (
 CREATE INDEX pictures__of_person ON pictures (user_id, id, me, favourite, made_at);  -- pictures_around, all it asks
 CREATE INDEX pictures__in_chat ON pictures (chat_id, user_id);  -- forget_derived
 
+-- == Hearing ==
+
+-- A recording written down, by Telegram's id of the file, and what models made of it. Whose it was is not said; a
+-- forgotten person's are deleted by their speeches. The hourly cleanup deletes those unused for 90 days.
+CREATE TABLE transcripts (
+    file_unique_id TEXT    PRIMARY KEY,
+    transcript     TEXT    NOT NULL,           -- JSON of a Transcript
+    verdict        TEXT,                       -- JSON: what a model thinks of the speech
+    extras         TEXT    NOT NULL DEFAULT '{}',  -- JSON: summary, to-do, minutes, by name and language
+    used_at        INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX transcripts__by_use ON transcripts (used_at);  -- transcripts_clean
+
+-- Whose recording was written down, or for whom, and where: forgetting them there deletes the transcript.
+CREATE TABLE hearings (
+    file_unique_id TEXT    NOT NULL REFERENCES transcripts (file_unique_id) ON DELETE CASCADE,
+    user_id        INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    chat_id        INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    PRIMARY KEY (file_unique_id, user_id, chat_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX hearings__in_chat ON hearings (chat_id, user_id);  -- forget_transcripts
+CREATE INDEX hearings__of_person ON hearings (user_id);  -- forget_all_transcripts
+
+-- == Coach ==
+
+-- A time that somebody spoke to be coached; its figures, for the history. Deleted by them; goes with the person or the
+-- chat.
+CREATE TABLE speeches (
+    id             INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id        INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    chat_id        INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    file_unique_id TEXT    NOT NULL,
+    file_id        TEXT    NOT NULL,
+    title          TEXT    NOT NULL,           -- the first words, or the name of the file
+    lang           TEXT    NOT NULL,           -- as heard
+    duration_s     REAL    NOT NULL,
+    words          INTEGER NOT NULL,
+    wpm            REAL,                       -- words a minute; NULL: too few to tell
+    fillers        REAL    NOT NULL,           -- in 100 words
+    held           REAL    NOT NULL,           -- share of pauses that were too long, 0 to 1
+    rhythm         REAL,                       -- std / mean of the phrases' durations; NULL: too few to tell
+    score          INTEGER,                    -- 0 to 100; NULL: nothing was said
+    spoken_at      INTEGER NOT NULL,
+    UNIQUE (user_id, file_unique_id)
+) STRICT;
+CREATE INDEX speeches__of_person ON speeches (user_id, id);  -- speeches_of
+CREATE INDEX speeches__in_chat ON speeches (chat_id, user_id);  -- forget_derived
+CREATE INDEX speeches__of_recording ON speeches (file_unique_id);  -- unhear
+
 -- == Owner ==
 
 -- A message of an owner to all chats of a kind, sent to one after another by id. The hourly cleanup deletes those older
@@ -631,4 +680,4 @@ CREATE TABLE inbox_seen (
     seen_at   INTEGER NOT NULL
 ) STRICT;
 
-PRAGMA user_version = 5;
+PRAGMA user_version = 6;

@@ -35,7 +35,7 @@ import aiosqlite
 import pytest
 from aiogram.methods import TelegramMethod
 from aiogram.types import InputFile
-from fakes import Broken, Chat, FakeTelegram, Json
+from fakes import Broken, Chat, FakeTelegram, Json, heard_in
 from PIL import Image
 
 KYIV = ZoneInfo("Europe/Kyiv")
@@ -51,6 +51,7 @@ NO_LIMITS = dict.fromkeys(
         "chat_replies_per_hour",
         "backup_hours",
         "images_per_day",
+        "speeches_per_day",
     ),
     0,
 )
@@ -222,6 +223,13 @@ def drawn(wish: bot.Drawing) -> bot.Media:
     return bot.Media("image/png", out.getvalue())
 
 
+def written_down(file: bot.SoundFile) -> bot.Transcript:
+    """The default transcript: the words of voice_of, as the fake hears them."""
+    said, length = heard_in(file.path.read_bytes())
+    words = tuple(bot.SpokenWord(*word) for word in said)
+    return bot.Transcript(" ".join(word.text for word in words), words, (), "en", max(file.duration_s, length))
+
+
 def mark(data: bytes) -> str:
     return hashlib.sha1(data).hexdigest()[:8]
 
@@ -240,6 +248,18 @@ class Script(bot.Llm):
         self.draws: Callable[[bot.Drawing], bot.Media | Exception] = drawn
         self.wishes: list[bot.Drawing] = []  # pictures that were asked for
         self.easel: asyncio.Event | None = None  # while there is one, nothing is drawn before it is set
+        self.hears: Callable[[bot.SoundFile], bot.Transcript | Exception] = written_down
+        self.recordings: list[bot.SoundFile] = []  # that were to be written down
+        self.ear: asyncio.Event | None = None  # while there is one, nothing is heard before it is set
+
+    async def hear(self, file: bot.SoundFile, chat_id: int = 0, user_id: int = 0) -> bot.Transcript:
+        self.recordings.append(file)
+        self.kinds["hear"] += 1
+        await (self.ear.wait() if self.ear else asyncio.sleep(0))
+        heard = self.hears(file)
+        if isinstance(heard, Exception):
+            raise heard
+        return heard
 
     async def draw(self, wish: bot.Drawing) -> bot.Media:
         self.wishes.append(wish)

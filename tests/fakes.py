@@ -25,10 +25,12 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -80,9 +82,10 @@ class Request:
     write: Callable[[bytes], None]
 
 
-def response(body: bytes, status: int = 200, kind: str = "application/json") -> bytes:
+def response(body: bytes, status: int = 200, kind: str = "application/json", **headers: str) -> bytes:
     head = f"HTTP/1.1 {status} {REASONS.get(status, 'Error')}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}"
-    return head.encode() + b"\r\n\r\n" + body
+    more = "".join(f"\r\n{name.replace('_', '-')}: {value}" for name, value in headers.items())
+    return head.encode() + more.encode() + b"\r\n\r\n" + body
 
 
 def chunk_of(data: bytes) -> bytes:
@@ -114,6 +117,8 @@ def read_multipart(body: bytes, kind: str) -> tuple[Json, dict[str, bytes]]:
         if "filename" in names:
             files[names["name"]] = upload = Upload(data)
             upload.name = unquote(names["filename"])
+        elif names["name"].endswith("[]"):
+            fields.setdefault(names["name"], []).append(data.decode())
         else:
             fields[names["name"]] = data.decode()
     return fields, files
@@ -1850,6 +1855,8 @@ def check_shape(value: Any, kind: str, path: str = "") -> None:
 
 def check_config(model: str, config: Json) -> None:
     """Refuse settings that the model does not take."""
+    if "audioTranscriptionConfig" in config and not model.endswith("-transcribe"):
+        raise GeminiError(400, f"audioTranscriptionConfig is not supported by {model}.")
     if model.startswith("gemini-3"):
         for name in config.keys() & {"temperature", "topP", "topK", "candidateCount"}:
             raise GeminiError(400, f"{name} is not supported by {model}.")
@@ -1943,6 +1950,90 @@ def check_tools(model: str, body: Json) -> None:
             )
 
 
+# == Sounds ============================================================================================================
+# What is said in a recording, as the models here hear it: from its bytes.
+
+SOUND_SIGNS = {
+    "audio/ogg": rb"OggS",
+    "audio/mp3": rb"ID3|\xff[\xe2-\xff]",
+    "audio/m4a": rb"(?s)....ftyp",
+    "video/mp4": rb"(?s)....ftyp",
+    "audio/wav": rb"(?s)RIFF....WAVE",
+    "audio/flac": rb"fLaC",
+    "audio/aac": rb"\xff[\xf0-\xf9]",
+    "audio/webm": rb"\x1a\x45\xdf\xa3",
+    "video/webm": rb"\x1a\x45\xdf\xa3",
+}
+Heard = tuple[list[tuple[str, float, float]], float]  # words with their start and end; how long the sound is
+
+
+def voice_of(words: str) -> bytes:
+    """The bytes of a recording in which these words are said."""
+    return b"OggS\0" + words.encode()
+
+
+def heard_in(data: bytes) -> Heard:
+    """Words of voice_of, half a second each, a pause of a second after a comma; in a real sound, decoded by ffmpeg,
+    each stretch that is not silent is a word, called by how long it is in tenths of a second."""
+    if not data.startswith(b"OggS\0") or b"\0" in data[5:]:
+        return beeps_in(data)
+    said, at = [], 0.0
+    for word in data[5:].decode().split():
+        said.append((word, at, at + 0.5))
+        at += 1.5 if word.endswith(",") else 0.5
+    return said, at
+
+
+@functools.lru_cache(maxsize=8)
+def beeps_in(data: bytes) -> Heard:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        listen = ["-af", "silencedetect=noise=-35dB:d=0.3", "-f", "null", "-"]
+        done = subprocess.run(
+            ["ffmpeg", "-hide_banner", "-i", file.name, "-vn", *listen], capture_output=True, text=True
+        )
+    if done.returncode:
+        raise GeminiError(400, "Request contains an invalid argument.")
+    hours, minutes, seconds = re.findall(r"time=(\d+):(\d+):([\d.]+)", done.stderr)[-1]
+    length = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    edges = [(float(at), kind) for kind, at in re.findall(r"silence_(start|end): (-?[\d.]+)", done.stderr)]
+    ends = [at for at, kind in edges if kind == "start"]
+    starts = [at for at, kind in edges if kind == "end"]
+    if not edges or edges[0][1] == "start":
+        starts.insert(0, 0.0)
+    if not edges or edges[-1][1] == "end":
+        ends.append(length)
+    loud = [(start, end) for start, end in zip(starts, ends, strict=False) if end - start > 0.1]
+    return [(f"beep{round((end - start) * 10)}", round(start, 2), round(end, 2)) for start, end in loud], length
+
+
+def transcription(ask: Ask) -> list[Json]:
+    """What a model that transcribes says; of silence it says nothing."""
+    [(_, data)] = ask.sounds
+    said, length = heard_in(data)
+    wish = ask.config.get("audioTranscriptionConfig", {})
+    if wish.get("wordTimestamp") and length > 15 * 60:
+        raise GeminiError(400, "Audio with word timestamps is limited to 15 minutes.")
+    if not said:
+        return []
+    text = " ".join(word for word, _, _ in said)
+    words = [{"word": word, "startOffset": f"{start:g}s", "endOffset": f"{end:g}s"} for word, start, end in said]
+    told = {"words": words} if wish.get("wordTimestamp") else {}
+    return [{"audioTranscription": {"text": text, "languageCode": "en-US"} | told}]
+
+
+def check_sound(ask: Ask) -> None:
+    for mime, data in ask.sounds:
+        if not re.match(SOUND_SIGNS.get(mime, rb"(?!)"), data):
+            raise GeminiError(400, f"Unsupported MIME type: {mime}")
+    if ask.model.endswith("-transcribe"):
+        if len(ask.sounds) != 1 or not ask.sounds[0][0].startswith("audio/"):
+            raise GeminiError(400, "Exactly one audio part is required.")
+        if "systemInstruction" in ask.body or "responseJsonSchema" in ask.config:
+            raise GeminiError(400, "System instructions and schemas are not supported for this model.")
+
+
 # == Gemini: the answers ===============================================================================================
 
 
@@ -1956,6 +2047,7 @@ class Ask:
     headers: dict[str, str]
     at: float
     contents: list[Json] = field(default_factory=list)
+    sounds: list[tuple[str, bytes]] = field(default_factory=list)  # (type, bytes) of recordings that came along
 
     @property
     def config(self) -> Json:
@@ -2043,7 +2135,12 @@ def default_parts(ask: Ask) -> list[Json]:
         return [{"inlineData": {"mimeType": "audio/L16;codec=pcm;rate=24000", "data": data}}]
     if "IMAGE" in modalities or (ask.model.endswith("-image") and not modalities):
         return [picture(ask)]
+    if ask.model.endswith("-transcribe") and ask.sounds:
+        return transcription(ask)
     schema = ask.config.get("responseSchema", ask.config.get("responseJsonSchema"))
+    if schema and ask.sounds and "segments" in schema.get("properties", {}):
+        said = [{"start": start, "end": end, "text": word} for word, start, end in heard_in(ask.sounds[0][1])[0]]
+        return [{"text": orjson.dumps({"language": "en", "segments": said}).decode()}]
     if schema or ask.config.get("responseMimeType") == "application/json":
         return [{"text": orjson.dumps(sample(schema, ask.echo) if schema else {"echo": ask.echo}).decode()}]
     return [{"text": ask.echo}]
@@ -2094,6 +2191,9 @@ class FakeGemini(Server):
         self.lacks: dict[str, dict[str, str]] = {}  # model: fields of a request it refuses, and with which words
         self.prices = {"the-open-network": 5.0, "bitcoin": 60_000.0, "ethereum": 3000.0, "solana": 150.0}
         self.prices["dogecoin"] = 0.2
+        self.uploads: dict[str, Json] = {}  # name of a file: what is known of it, "data" once it is there
+        self.polls = 1  # how often an uploaded file is not ready when it is asked for
+        self.deleted: list[str] = []
 
     def rule(self, pattern: str, reply: Said | Callable[[Ask], Said], model: str | None = None, **how: Any) -> None:
         """Answer what the user's last text matches; the newest rule that fits wins. ``how`` is the fields of Rule."""
@@ -2113,6 +2213,9 @@ class FakeGemini(Server):
         if request.path.startswith("/v1/"):
             return self._openai(request)
         try:
+            if re.match("/upload/v1beta/files|/v1beta/files/", request.path):
+                self._check_key_of_file(request)
+                return self._upload(request) if request.path.startswith("/upload") else self._file(request)
             found = re.fullmatch(r"/v1beta/models(?:/([\w.-]+))?(?::(\w+))?", request.path)
             if not found:
                 raise GeminiError(404, "Not Found")
@@ -2132,6 +2235,68 @@ class FakeGemini(Server):
                 "API key not valid. Please pass a valid API key.",
                 {"@type": kind, "reason": "API_KEY_INVALID", "domain": "googleapis.com"},
             )
+
+    # -- files: https://ai.google.dev/gemini-api/docs/files
+
+    def _check_key_of_file(self, request: Request) -> None:
+        if "upload_id" not in request.query:  # an address that was given out needs no key
+            self._check_key(request)
+
+    def _upload(self, request: Request) -> bytes:
+        head, name = request.headers, parse_qs(request.query).get("upload_id", [""])[0]
+        if not name:
+            if (head.get("x-goog-upload-protocol"), head.get("x-goog-upload-command")) != ("resumable", "start"):
+                raise GeminiError(400, "Bad upload protocol or command")
+            wanted = orjson.loads(request.body)
+            if wanted.keys() - {"file"} or wanted.get("file", {}).keys() - {"displayName", "name"}:
+                raise GeminiError(400, "Invalid JSON payload received. Unknown name.")
+            name = f"files/f{len(self.uploads) + 1}"
+            size, mime = head["x-goog-upload-header-content-length"], head["x-goog-upload-header-content-type"]
+            self.uploads[name] = {"size": int(size), "mime": mime, "polls": self.polls}
+            to = f"{self.url}/upload/v1beta/files?upload_id={name}"
+            return response(b"", X_Goog_Upload_URL=to, X_Goog_Upload_Status="active")
+        if self._take_fault("upload"):
+            raise GeminiError(503, "Upload failed.")
+        upload = self.uploads[name]
+        if (head.get("x-goog-upload-command"), head.get("x-goog-upload-offset")) != ("upload, finalize", "0"):
+            raise GeminiError(400, "Bad upload command or offset")
+        if len(request.body) != upload["size"]:
+            raise GeminiError(400, f"Expected {upload['size']} bytes, got {len(request.body)}")
+        upload["data"] = request.body
+        return response(orjson.dumps({"file": self._card(name)}))
+
+    def _card(self, name: str) -> Json:
+        upload = self.uploads[name]
+        state = "PROCESSING" if upload["polls"] else "ACTIVE"
+        return {"name": name, "mimeType": upload["mime"], "sizeBytes": str(upload["size"]), "state": state,
+                "uri": f"{self.url}/v1beta/{name}"}  # fmt: skip
+
+    def _file(self, request: Request) -> bytes:
+        name = request.path.removeprefix("/v1beta/")
+        if "data" not in self.uploads.get(name, {}):
+            raise GeminiError(403, f"You do not have permission to access the File {name} or it may not exist.")
+        if request.method == "DELETE":
+            del self.uploads[name]["data"]
+            self.deleted.append(name)
+            return response(b"{}")
+        upload = self.uploads[name]
+        upload["polls"] = max(0, upload["polls"] - 1)
+        return response(orjson.dumps(self._card(name)))
+
+    def _sounds(self, ask: Ask) -> Iterator[tuple[str, bytes]]:
+        """The recordings of a request, inside it and as files; those must be there and ready."""
+        for part in (part for content in ask.contents for part in content.get("parts", ())):
+            blob, file = part.get("inlineData"), part.get("fileData")
+            if blob and re.match("audio/|video/", blob["mimeType"]):
+                yield blob["mimeType"], base64.b64decode(blob["data"])
+            if file:
+                name = file["fileUri"].removeprefix(f"{self.url}/v1beta/")
+                upload = self.uploads.get(name, {})
+                if "data" not in upload:
+                    raise GeminiError(403, f"You do not have permission to access the File {name} or it may not exist.")
+                if upload["polls"] or upload["mime"] != file["mimeType"]:
+                    raise GeminiError(400, f"The File {name} is not in an ACTIVE state and usage is not allowed.")
+                yield upload["mime"], upload["data"]
 
     def _gemini(self, request: Request, model: str | None, method: str | None) -> Reply:
         if method is None:
@@ -2176,6 +2341,8 @@ class FakeGemini(Server):
             raise GeminiError(400, f"Invalid JSON payload received. {error}") from None
         ask = Ask(model, method, body, request.headers, time.time())
         self.requests.append(ask)
+        if len(request.body) > 20 << 20:
+            raise GeminiError(400, "Request payload size exceeds the limit: 20971520 bytes.")
         check_shape(body, EMBEDDING.get(method, "request"))
         if (method in EMBEDDING) != ("embedding" in model):
             raise GeminiError(404, f"models/{model} is not supported for {method}.")
@@ -2188,6 +2355,9 @@ class FakeGemini(Server):
         if method == "embedContent":
             return ask
         check_config(model, ask.config)
+        ask.sounds = list(self._sounds(ask))
+        if ask.sounds and re.search("transcri|write down", " ".join([ask.text, model]), re.IGNORECASE):
+            check_sound(ask)  # elsewhere sounds are any bytes
         check_tools(model, body)
         if "systemInstruction" in body and not body["systemInstruction"].get("parts"):
             raise GeminiError(400, "* GenerateContentRequest.system_instruction.parts: must not be empty.")
@@ -2304,7 +2474,11 @@ class FakeGemini(Server):
         prompt = tokens(orjson.dumps(ask.body).decode()) if not ask.media else 258 * len(ask.media) + tokens(ask.text)
         thoughts = sum(tokens(part.get("text", "")) for part in parts if "thought" in part)
         said = sum(tokens(part["text"]) if "text" in part else 1290 for part in parts if "thought" not in part)
-        usage = {"promptTokenCount": prompt, "candidatesTokenCount": said, "totalTokenCount": prompt + said + thoughts}
+        usage: Json = {"candidatesTokenCount": said}
+        if sound := sum(math.ceil(len(data) / 1000) for _, data in ask.sounds):
+            prompt += sound
+            usage["promptTokensDetails"] = [{"modality": "AUDIO", "tokenCount": sound}]
+        usage |= {"promptTokenCount": prompt, "totalTokenCount": prompt + said + thoughts}
         return usage | ({"thoughtsTokenCount": thoughts} if thoughts else {})
 
     def _whole(self, body: bytes, rule: Rule) -> Reply:
@@ -2342,7 +2516,10 @@ class FakeGemini(Server):
             if not request.headers.get("authorization", "").startswith("Bearer "):
                 raise GeminiError(403, "You didn't provide an API key.")
             if request.path == "/v1/models":
-                return response(orjson.dumps({"object": "list", "data": [{"id": name} for name in self.models]}))
+                names = [*self.models, *LISTENERS]
+                return response(orjson.dumps({"object": "list", "data": [{"id": name} for name in names]}))
+            if request.path == "/v1/audio/transcriptions":
+                return self._transcribe(request)
             if request.path != "/v1/chat/completions":
                 raise GeminiError(404, "Unknown request URL")
             ask = openai_ask(request)
@@ -2368,6 +2545,47 @@ class FakeGemini(Server):
         if fault and fault.kind in ("malformed", "reset", "hang"):
             return self._no_answer(fault)
         return self._complete(request, ask, fault)
+
+    def _transcribe(self, request: Request) -> bytes:
+        """https://platform.openai.com/docs/api-reference/audio/createTranscription"""
+        fields, files = read_multipart(request.body, request.headers.get("content-type", ""))
+        if unknown := sorted(fields.keys() - TRANSCRIPTION_FIELDS):
+            raise GeminiError(400, f"Unrecognized request argument supplied: {', '.join(unknown)}")
+        model, form = fields.get("model", ""), fields.get("response_format", "json")
+        data: Any = files.get("file", b"")
+        ask = Ask(model, "audio.transcriptions", fields, request.headers, time.time(), [{"parts": [{"text": ""}]}])
+        ask.sounds = [("", bytes(data))]
+        self.requests.append(ask)
+        if model not in LISTENERS:
+            raise GeminiError(404, f"The model `{model}` does not exist")
+        if not data or not re.search(r"\.(flac|mp3|mp4|mpeg|mpga|m4a|og[ga]|wav|webm)$", data.name):
+            raise GeminiError(400, "Invalid file format.")
+        if form == "verbose_json" and model != "whisper-1":
+            raise GeminiError(400, f"response_format 'verbose_json' is not compatible with model '{model}'.")
+        if "timestamp_granularities[]" in fields and form != "verbose_json":
+            raise GeminiError(400, "timestamp_granularities are only supported with response_format verbose_json.")
+        self._refuse(self._take_fault(model) if self.faults else None, ask)
+        said, length = heard_in(bytes(data))
+        answer: Json = {"text": " ".join(word for word, _, _ in said)}
+        if form == "json":
+            used = {
+                "type": "tokens",
+                "input_tokens": 20,
+                "output_tokens": 5,
+                "input_token_details": {"audio_tokens": 18},
+            }
+            return response(orjson.dumps(answer | {"usage": used}))
+        granularities = fields.get("timestamp_granularities[]", ["segment"])
+        answer |= {
+            "language": "english",
+            "duration": length,
+            "usage": {"type": "duration", "seconds": math.ceil(length)},
+        }
+        if "word" in granularities:
+            answer["words"] = [{"word": word, "start": start, "end": end} for word, start, end in said]
+        if "segment" in granularities and said:
+            answer["segments"] = [{"id": 0, "start": said[0][1], "end": said[-1][2], "text": " " + answer["text"]}]
+        return response(orjson.dumps(answer))
 
     def _complete(self, request: Request, ask: Ask, fault: Fault | None) -> Reply:
         rule, said = self._say(ask)
@@ -2402,6 +2620,8 @@ class FakeGemini(Server):
         return self._stream(request, [b": PROCESSING\n\n", *events, b"data: [DONE]\n\n"], rule, fault)
 
 
+LISTENERS = ("whisper-1", "gpt-4o-transcribe")
+TRANSCRIPTION_FIELDS = words("model response_format timestamp_granularities[] language prompt temperature")
 OPENAI_FIELDS = words(
     """model messages stream stream_options temperature top_p max_tokens max_completion_tokens stop tools tool_choice
     response_format reasoning_effort user seed"""

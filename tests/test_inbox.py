@@ -936,3 +936,11 @@ async def test_what_is_asked_while_there_is_no_network_is_answered_when_there_is
     assert "two" in chat.replies[-1].text and okun.inbox_rows == [] and chat.rows(where="user_id IS NOT NULL") == [
         "one", "two",
     ]  # fmt: skip
+
+
+async def test_what_somebody_is_refused_waits_for_telegram_too(okun: Okun, chat: Room) -> None:
+    okun.telegram.fault("500", "sendMessage", times=30)
+    assert await chat.say("/quiet 2h") == [] and okun.inbox_rows == [(0, 0)]
+    await okun.later(600)
+    assert [reply.text for reply in chat.replies] == [okun.t("error.only_group")]
+    assert okun.inbox_rows == []

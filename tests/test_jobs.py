@@ -88,6 +88,7 @@ def studio(monkeypatch: pytest.MonkeyPatch) -> Studio:
         studio.queued,
         studio.after,
         "",
+        bot.once,
     )
     monkeypatch.setitem(bot.JOBS, KIND, spec)
 

@@ -42,7 +42,7 @@ BOUNDS: dict[str, int] = {
 # Empty when nothing is at work.
 AT_WORK = {
     "app.summarising", "app.reminded", "app.reminding", "app.refunding", "app.working", "app.handing",
-    "app.telling._locks", "app.generations", "inbox._passing",
+    "app.hearings", "app.telling._locks", "app.generations", "inbox._passing",
     "inbox._turns._queues", "inbox._turns._wakes", "inbox._turns._running", "inbox._turns._at_work",
     "inbox._lines._locks", "app.db._waiting", "app.db.reader._waiting", "app._tasks",
 }  # fmt: skip
