@@ -209,6 +209,14 @@ def test_no_text_is_empty_or_longer_than_a_message(lang: str) -> None:
 
 
 @pytest.mark.parametrize("lang", bot.LANGS)
+def test_no_text_says_twice_what_a_paragraph_is_about(lang: str) -> None:
+    for key in KEYS:
+        for text in said(lang, key):
+            heads = re.findall(r"(?m)^[^:{\n]{5,40}: ", text)
+            assert len(set(heads)) == len(heads), key
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
 def test_labels_fit_on_buttons_and_notes_into_pop_ups(lang: str) -> None:
     labels = [key for key in KEYS if re.match(r"start\.button|settings\.(policy|rich|lang)\.|settings\.close$", key)]
     assert len(labels) >= 13
