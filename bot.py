@@ -2499,9 +2499,10 @@ class Canvas:
         from PIL import Image
 
         out = io.BytesIO()
-        # 256 colours suffice, and make a quarter of the bytes
+        # 256 colours suffice, and make a quarter of the bytes; by an octree, for a median cut mixes those of small marks
         small = self._image.resize((self.width, self.height), Image.Resampling.LANCZOS)
-        small.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        few = small.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        few.save(out, "PNG", optimize=True)
         return out.getvalue()
 
 
@@ -16484,7 +16485,7 @@ class SpeechPress(CallbackData, prefix="sp1"):
 
     owner: int
     verb: str
-    id: int
+    id: str
 
 
 # -- queries
@@ -17116,7 +17117,7 @@ def draw_series(
 
 
 def speech_button(app: App, who: Who, speech: Speech, verb: str) -> tuple[str, CallbackData]:
-    return app.texts(who.lang, f"coach.button.{verb}"), SpeechPress(owner=owner_of(who), verb=verb, id=speech.id)
+    return app.texts(who.lang, f"coach.button.{verb}"), SpeechPress(owner=owner_of(who), verb=verb, id=str(speech.id))
 
 
 def report_rows(app: App, who: Who, speech: Speech) -> list[Row]:
@@ -17138,7 +17139,7 @@ async def on_speech_press(app: App, who: Who, press: Press, data: SpeechPress) -
     await answer_press(app, press.query_id, app.texts(who.lang, "menu.moment"))  # a model may take its time
     who = dataclasses.replace(who, message_id=press.message_id)
     try:
-        await SPEECH_VERBS[data.verb](app, who, await own_speech(app, data.owner, data.id))
+        await SPEECH_VERBS[data.verb](app, who, await own_speech(app, data.owner, number_in(data.id)))
     except BotError as error:
         await tell(app, who, error_text(app, who.lang, error))
 

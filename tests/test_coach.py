@@ -1092,7 +1092,7 @@ async def test_a_group_gets_the_report_without_what_is_private(okun: Okun, group
 
 async def test_every_button_holds_the_longest_ids(okun: Okun) -> None:
     for verb in bot.SPEECH_VERBS:
-        assert len(bot.SpeechPress(owner=-(10**14), verb=verb, id=10**12).pack().encode()) <= 64
+        assert len(bot.SpeechPress(owner=-(10**14), verb=verb, id=str(10**12)).pack().encode()) <= 64
 
 
 async def test_the_transcript_comes_as_a_file_with_times(okun: Okun, chat: Room, coach: Coach) -> None:
@@ -1160,14 +1160,22 @@ async def test_an_attempt_is_put_beside_the_earlier_ones(okun: Okun, chat: Room,
     assert "(1 attempt)" in reply.text
 
 
+@pytest.mark.parametrize("id_", ["99999999999999999999", "-1", "1x"])
+async def test_an_id_that_nothing_has_leads_nowhere(okun: Okun, chat: Room, coach: Coach, id_: str) -> None:
+    await coach.hear(chat, recording())
+    [mine] = await chat.say("/menu")
+    pressed = await chat.press_data(f"sp1:{ANNA}:json:{id_}", mine)
+    assert [reply.text for reply in pressed.replies] == [okun.t("coach.gone")]
+
+
 async def test_a_forged_button_leads_nowhere(okun: Okun, chat: Room, coach: Coach) -> None:
     await coach.hear(okun.private("Borys"), recording(), by="Borys")
     theirs = okun.rows("SELECT id FROM speeches")[0][0]
     [mine] = await chat.say("/menu")
     for id_, verb, said in ((theirs, "text", "coach.gone"), (10**17, "json", "coach.gone")):
-        pressed = await chat.press_data(bot.SpeechPress(owner=ANNA, verb=verb, id=id_).pack(), mine)
+        pressed = await chat.press_data(bot.SpeechPress(owner=ANNA, verb=verb, id=str(id_)).pack(), mine)
         assert [reply.text for reply in pressed.replies] == [okun.t(said)]
-    pressed = await chat.press_data(bot.SpeechPress(owner=ANNA, verb="nothing", id=theirs).pack(), mine)
+    pressed = await chat.press_data(bot.SpeechPress(owner=ANNA, verb="nothing", id=str(theirs)).pack(), mine)
     assert (pressed.note, pressed.replies) == (okun.t("button.old"), [])
 
 
@@ -1444,6 +1452,16 @@ async def test_the_pictures_are_pictures(okun: Okun) -> None:
         image = Image.open(io.BytesIO(data))
         image.load()
         assert image.width == bot.PICTURE_WIDTH and len(data) < 200_000 and len(image.getcolors(256) or ()) > 20
+
+
+async def test_what_is_small_keeps_its_colour(okun: Okun) -> None:
+    picture = bot.make_report(okun.app, "en", "u", "t", recording(times=3)).picture
+    assert isinstance(picture, bytes)
+    colours = [colour for _, colour in Image.open(io.BytesIO(picture)).convert("RGB").getcolors(256) or ()]
+    for wanted in (*bot.PAUSE_COLOURS.values(), bot.FILLER_COLOUR):
+        red, green, blue = bytes.fromhex(wanted[1:])
+        nearest = min(max(abs(r - red), abs(g - green), abs(b - blue)) for r, g, b in colours)
+        assert nearest < 8, wanted
 
 
 async def test_pauses_fillers_and_pace_change_the_picture(okun: Okun) -> None:
