@@ -2499,7 +2499,7 @@ class Canvas:
         from PIL import Image
 
         out = io.BytesIO()
-        # 256 colours suffice, and make a quarter of the bytes; by an octree, for a median cut mixes those of small marks
+        # 256 colours suffice, and make a quarter of the bytes; an octree, unlike a median cut, keeps rare ones
         small = self._image.resize((self.width, self.height), Image.Resampling.LANCZOS)
         few = small.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         few.save(out, "PNG", optimize=True)
@@ -16625,7 +16625,9 @@ def measured(app: App, transcript: Transcript) -> SpeechFigures:
 def speech_title(recording: Recording, transcript: Transcript) -> str:
     """The name of the file, else the first words."""
     words = transcript.text.split() or [word.text for word in transcript.words]
-    return excerpt(whole(Path(recording.name).stem if recording.name else " ".join(words[:TITLE_WORDS])), MOST_TITLE)
+    said = " ".join(words[:TITLE_WORDS])
+    said = f"{said.rstrip(',.;:–— ')}…" if len(words) > TITLE_WORDS else said
+    return excerpt(whole(Path(recording.name).stem if recording.name else said), MOST_TITLE)
 
 
 async def report_of(app: App, lang: str, file_unique_id: str, title: str, transcript: Transcript) -> Report:

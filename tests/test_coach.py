@@ -963,19 +963,20 @@ async def test_a_report_is_a_picture_with_figures_and_a_verdict_folded_up(okun: 
     report, notes = await coach.hear(chat, recording())
     assert report.picture and not notes.picture
     # 32 words in 16 s: 120 a minute; 8 "um": 25 in 100, and no heap; eight phrases alike
-    assert "So um we begin. So um we · 0:21" in report.text
-    assert "Score: 70 of 100" in report.text
+    assert "So um we begin. So um we… · 0:21" in report.text
+    assert "Score: 70 out of 100" in report.text
     assert "−30 fillers (25 in 100 words)" in report.text and "−0 pace (120 words a minute)" in report.text
     assert "−0 flagged moments (0)" in report.text and "−0 pauses (0% of them too long)" in report.text
     assert "🔴 Fillers (important): 25 in 100 words: “um” ×8." in report.text
     assert "🟢 Pace (fine): 120 words a minute, comfortable (100–180)." in report.text
     assert "🟢 Pauses (fine): 7 pauses, 0% of them longer than 2.5 s" in report.text
     assert "🟡 Phrases (worth a look): 4 words on average, choppy." in report.text
-    assert notes.text.startswith("What a model makes of it: 7 of 10\nStructure 6 · content 8 · language 9 · delivery 5")
+    marks = "Structure 6 · content 8 · language 9 · delivery 5"
+    assert notes.text.startswith(f"What a model makes of it: 7 out of 10\n{marks}")
     assert "• You begin with a question.\n" in notes.text and "Why: You ran out of time." in notes.text
     assert notes.entities == ["expandable_blockquote"]
     [row] = okun.rows("SELECT user_id, title, lang, words, wpm, fillers, score FROM speeches")
-    assert row == (ANNA, "So um we begin. So um we", "en", 32, 120.0, 25.0, 70)
+    assert row == (ANNA, "So um we begin. So um we…", "en", 32, 120.0, 25.0, 70)
 
 
 async def test_the_name_of_a_file_is_the_title(okun: Okun, chat: Room, coach: Coach) -> None:
@@ -997,7 +998,7 @@ async def test_where_nothing_was_said_there_are_kind_words_and_no_score(
 @settings(gemini_api_key="")
 async def test_without_a_model_the_report_stands_and_says_so(okun: Okun, chat: Room, coach: Coach) -> None:
     report, notes = await coach.hear(chat, recording("one two three four five six. ", 3))
-    assert report.picture and "Score: 100 of 100" in report.text
+    assert report.picture and "Score: 100 out of 100" in report.text
     assert notes.text == okun.t("coach.no_model")
 
 
@@ -1010,7 +1011,7 @@ async def test_a_model_that_fails_costs_the_verdict_alone_and_can_be_asked_again
     assert notes.text.startswith(okun.t("coach.no_verdict", why=okun.t("llm.overloaded"))[:60])
     model.says = told
     [again] = (await chat.press(okun.t("coach.button.verdict"))).replies
-    assert again.text.startswith("What a model makes of it: 7 of 10")
+    assert again.text.startswith("What a model makes of it: 7 out of 10")
 
 
 async def test_broken_json_twice_costs_the_verdict_alone(okun: Okun, chat: Room, coach: Coach, model: Script) -> None:
@@ -1059,7 +1060,7 @@ async def test_a_verdict_outlives_a_restart(okun: Okun, chat: Room, coach: Coach
     await okun.restart()
     okun.model.always(bot.LlmError("server"))
     [notes] = (await chat.press(okun.t("coach.button.verdict"))).replies
-    assert notes.text.startswith("What a model makes of it: 7 of 10") and okun.model.asks == []
+    assert notes.text.startswith("What a model makes of it: 7 out of 10") and okun.model.asks == []
 
 
 async def test_the_same_recording_again_is_the_same_attempt(okun: Okun, chat: Room, coach: Coach) -> None:
@@ -1075,7 +1076,7 @@ async def test_where_pictures_are_forbidden_the_report_comes_in_words(okun: Okun
     await chat.say("/help")
     okun.telegram.fault("400", "sendPhoto", text="not enough rights to send photos to the chat")
     report, _ = await coach.hear(chat, recording())
-    assert not report.picture and "Score: 70 of 100" in report.text and report.buttons
+    assert not report.picture and "Score: 70 out of 100" in report.text and report.buttons
 
 
 async def test_a_group_gets_the_report_without_what_is_private(okun: Okun, group: Room, coach: Coach) -> None:
@@ -1187,7 +1188,7 @@ async def test_questions_are_answered_with_figures_and_transcript_before_the_mod
 ) -> None:
     await coach.hear(chat, recording())
     [asks] = (await chat.press(okun.t("coach.button.ask"))).replies
-    assert asks.text == okun.t("coach.ask", title="So um we begin. So um we")
+    assert asks.text == okun.t("coach.ask", title="So um we begin. So um we…")
     answer, again = await chat.say("Which filler is the worst?")
     assert answer.text == "On it: Which filler is the worst?" and again.text == asks.text
     system = model.asks[-1].system
@@ -1298,7 +1299,7 @@ async def test_without_its_words_a_report_is_the_figures_alone(okun: Okun, chat:
     await okun.restart()
     await chat.say("/speeches")
     shown = (await chat.press("1")).message
-    assert "Score: 70 of 100" in shown.text and okun.t("coach.no_transcript") in shown.text
+    assert "Score: 70 out of 100" in shown.text and okun.t("coach.no_transcript") in shown.text
     assert "Words a minute: 120" in shown.text and not shown.picture
     pressed = await chat.press(okun.t("coach.button.summary"))
     assert [reply.text for reply in pressed.replies] == [okun.t("coach.no_transcript")]
@@ -1312,7 +1313,7 @@ async def test_a_speech_is_deleted_when_it_is_meant(okun: Okun, chat: Room, coac
     assert len(okun.rows("SELECT 1 FROM speeches")) == 2
     pressed = await chat.press(okun.t("speeches.button.delete"))
     assert pressed.note == okun.t("speeches.deleted")
-    assert okun.rows("SELECT title FROM speeches") == [("Speech number0 begins here now. Speech number0",)]
+    assert okun.rows("SELECT title FROM speeches") == [("Speech number0 begins here now. Speech number0…",)]
     assert okun.rows("SELECT file_unique_id FROM transcripts") == [("rec0",)]
 
 
