@@ -6443,6 +6443,7 @@ ACTS: dict[str, ActSpec] = {}
 FORMS: dict[str, Callable[[App, Who, Form, str], Awaitable[Done]]] = {}
 WORDLESS: set[str] = set()  # of FORMS, those that take any message
 PICTURED: set[str] = set()  # of FORMS, those that take pictures, with or without words
+LEISURELY: set[str] = set()  # of FORMS, those that let pass what is no words
 
 
 def panel(
@@ -6479,9 +6480,10 @@ def act(name: str, *, slow: bool = False, owner: bool = False) -> Callable[[T], 
     return register
 
 
-def form(kind: str, *, words: bool = True, pictures: bool = False) -> Callable[[T], T]:
+def form(kind: str, *, words: bool = True, pictures: bool = False, leisurely: bool = False) -> Callable[[T], T]:
     """Register who takes the words that answer a form's question: `(app, who, form, text)` returns Done. Not `words`:
-    any one message will do, and `who.message_id` is it. `pictures`: files will do as well, and are `form.files`."""
+    any one message will do, and `who.message_id` is it. `pictures`: files will do as well, and are `form.files`.
+    `leisurely`: what is no words is no answer, but taken as if nothing was asked."""
 
     def register(handler: T) -> T:
         FORMS[kind] = handler  # type: ignore[assignment]
@@ -6489,6 +6491,8 @@ def form(kind: str, *, words: bool = True, pictures: bool = False) -> Callable[[
             WORDLESS.add(kind)
         if pictures:
             PICTURED.add(kind)
+        if leisurely:
+            LEISURELY.add(kind)
         return handler
 
     return register
@@ -11939,13 +11943,15 @@ async def on_talk(app: App, who: Who, turn: Turn) -> None:
 @shortcut
 async def answer_question(app: App, who: Who, turn: Turn) -> str | None:
     """What is said while a form asks something is the answer."""
-    if asking_form(app, who) is None and not heard_by_form(app, who):
+    asked = asking_form(app, who)
+    if asked is None and not heard_by_form(app, who):
+        return None
+    if asked and asked.kind in LEISURELY and not any(waiting.raw.get("text") for waiting in turn.waiting):
         return None
     for waiting in turn.waiting:  # no talk: a persona's description must not come back as somebody's words
         row = (waiting.heard.chat_id, waiting.heard.message_id)
         await remember(app, NO_PASSAGE, row)
         await remember(app, NO_TALK, row)
-    asked = asking_form(app, who)
     if asked and asked.kind in WORDLESS and len(turn.waiting) > 1:
         raise BotError("form.one")
     pictured = asked is not None and asked.kind in PICTURED
@@ -16671,10 +16677,16 @@ async def made_words(app: App, speech: Speech, kind: str, lang: str, make: Calla
     return await app.speech_words.get((speech.file_unique_id, kind, lang), load)
 
 
-def heard_by_model(figures: SpeechFigures) -> str:
-    """Figures and transcript as a model is shown them."""
+def heard_by_model(app: App, transcript: Transcript) -> str:
+    """Figures and transcript as a model is shown them. Runs in a thread."""
+    figures = measured(app, transcript)
     lines = timed_lines(figures.words)[:MOST_HEARD_CHARS]
     return f"[figures]\n{json_dumps(figures_table(figures))}\n\n[transcript]\n{lines}"
+
+
+def transcript_lines(transcript: Transcript) -> str:
+    """What was said, with times. Runs in a thread: 20 minutes take some 100 ms."""
+    return timed_lines(transcript_words(transcript))
 
 
 async def verdict_of(app: App, who: Who, speech: Speech, transcript: Transcript) -> SpeechVerdict:
@@ -16683,8 +16695,8 @@ async def verdict_of(app: App, who: Who, speech: Speech, transcript: Transcript)
 
     async def make() -> str:
         system = VERDICT_PROMPT.format(language=LANGUAGE_NAMES[who.lang], address=ADDRESS[who.lang])
-        figures = await asyncio.to_thread(measured, app, transcript)
-        ask = Ask(system, (Said("user", heard_by_model(figures)),), who.chat_id, who.user_id)
+        heard = await asyncio.to_thread(heard_by_model, app, transcript)
+        ask = Ask(system, (Said("user", heard),), who.chat_id, who.user_id)
         return (await app.llm.extract(ask, SpeechVerdict)).model_dump_json()
 
     text = await made_words(app, speech, "verdict", who.lang, make)
@@ -16701,9 +16713,9 @@ async def made_text(app: App, who: Who, speech: Speech, kind: str) -> str:
     need_model(app)
 
     async def make() -> str:
-        words = transcript_words(await transcript_at_hand(app, speech))
+        lines = await asyncio.to_thread(transcript_lines, await transcript_at_hand(app, speech))
         system = MADE_SYSTEM.format(wish=MADE_PROMPTS[kind], language=LANGUAGE_NAMES[who.lang])
-        said = Said("user", timed_lines(words)[:MOST_HEARD_CHARS])
+        said = Said("user", lines[:MOST_HEARD_CHARS])
         async with app.llm.slots["light"]:
             answer = await app.llm.chat(Ask(system, (said,), who.chat_id, who.user_id), capability="light")
         return render(whole(answer.text)).text
@@ -16839,7 +16851,7 @@ async def may_answer(app: App, who: Who) -> bool:
 def asked_ask(
     app: App, who: Who, speech: Speech, figures: SpeechFigures, verdict: str | None, said: Sequence[Said]
 ) -> Ask:
-    """A question about a speech: figures, verdict and transcript before it, within CONTEXT_TOKENS."""
+    """A question about a speech: figures, verdict and transcript before it, within CONTEXT_TOKENS. Runs in a thread."""
     most = int(TRANSCRIPT_SHARE * app.settings.context_tokens)
     facts = f"What was measured:\n{json_dumps(figures_table(figures))}"
     if verdict:
@@ -16856,9 +16868,9 @@ def asked_ask(
 
 async def answer_about(app: App, who: Who, speech: Speech, said: Sequence[Said]) -> str:
     """What the model says to a question about a speech. Raises LlmError, BotError."""
-    figures = await asyncio.to_thread(measured, app, await transcript_at_hand(app, speech))
+    transcript = await transcript_at_hand(app, speech)
     verdict = await kept_words(app.db.reader, speech.file_unique_id, "verdict", who.lang)
-    ask = asked_ask(app, who, speech, figures, verdict, said)
+    ask = await asyncio.to_thread(lambda: asked_ask(app, who, speech, measured(app, transcript), verdict, said))
     async with stepped_out(), app.llm.slots["chat"], Progress(app, who):
         answer = await app.llm.chat(ask)
     text = whole(as_one(answer.text)).strip()
@@ -17148,9 +17160,8 @@ async def on_speech_press(app: App, who: Who, press: Press, data: SpeechPress) -
 
 async def send_transcript(app: App, who: Who, speech: Speech) -> None:
     """The transcript as a text file with times, its beginning in the caption."""
-    words = transcript_words(await transcript_at_hand(app, speech))
+    lines = await asyncio.to_thread(transcript_lines, await transcript_at_hand(app, speech))
     head = app.texts(who.lang, "coach.made.text", title=named(app, who.lang, speech))
-    lines = timed_lines(words)
     caption = quoted(head, lines, MAX_CAPTION // 2)
     await send_text_file(app, who, caption, f"{head}\n\n{lines}\n".encode(), f"speech-{speech.id}.txt")
 
@@ -17174,9 +17185,9 @@ async def send_made(app: App, who: Who, speech: Speech, kind: str) -> None:
 async def send_json(app: App, who: Who, speech: Speech) -> None:
     """All figures and words as a file."""
     transcript = await transcript_at_hand(app, speech)
-    figures = await asyncio.to_thread(measured, app, transcript)
     verdict = await kept_words(app.db.reader, speech.file_unique_id, "verdict", who.lang)
-    data = speech_file(speech.title, transcript, figures, json_loads(verdict) if verdict else None)
+    told = json_loads(verdict) if verdict else None
+    data = await asyncio.to_thread(lambda: speech_file(speech.title, transcript, measured(app, transcript), told))
     head = app.texts(who.lang, "coach.made.json", title=named(app, who.lang, speech))
     await send_text_file(app, who, Piece(head), data, f"speech-{speech.id}.json")
 
@@ -17239,7 +17250,7 @@ async def speech_ask_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     return Panel(text, back=None, asks=("speech", "question"))
 
 
-@form("speech")
+@form("speech", leisurely=True)
 async def take_speech_question(app: App, who: Who, made: Form, text: str) -> Done:
     """Answer a question about a speech; the next words are the next question."""
     speech_id = int(made.data["id"])

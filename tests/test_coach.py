@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import ANNA, BORYS, NOON, TEXTS, Okun, Reply, Room, Script, settings
+from fakes import voice_of
 from PIL import Image
 from test_pictures import Ruler
 
@@ -1219,6 +1220,15 @@ async def test_asking_ends_with_its_button(okun: Okun, chat: Room, coach: Coach,
     await chat.press(okun.t("menu.close"))
     await chat.say("Hello there")
     assert "fillers_in_100_words" not in model.asks[-1].system
+
+
+async def test_the_next_recording_is_offered_while_one_is_asked_about(
+    okun: Okun, chat: Room, coach: Coach, model: Script
+) -> None:
+    await coach.hear(chat, recording())
+    await chat.press(okun.t("coach.button.ask"))
+    [offer] = await chat.send("voice", voice_of("Once more"), duration=65)
+    assert offer.text == okun.t("hearing.ask") and okun.t("hearing.button.coach") in offer.buttons
 
 
 @settings(context_tokens=1000)
