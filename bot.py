@@ -21428,7 +21428,8 @@ class Console:
             thing["mime_type"] = mime
         if kind == "document":
             thing["file_name"] = file.name
-        content = [{**thing, "width": 640, "height": 640}] if kind == "photo" else {**thing, "duration": 1}
+        # how long a recording is, is not known
+        content = [{**thing, "width": 640, "height": 640}] if kind == "photo" else {**thing, "duration": 0}
         await self._message(**{kind: content}, **({"caption": caption} if caption else {}))
 
     async def _message(self, **content: Any) -> None:

@@ -119,12 +119,19 @@ async def test_several_may_speak(terminal: Terminal) -> None:
     assert terminal.model.asks[-1].chat_id == 1
 
 
-@pytest.mark.parametrize(("command", "mime"), [(":photo", "image/jpeg"), (":voice", "audio/ogg")])
-async def test_a_file_reaches_the_model(terminal: Terminal, tmp_path: Path, command: str, mime: str) -> None:
+async def test_a_file_reaches_the_model(terminal: Terminal, tmp_path: Path) -> None:
     path = tmp_path / "my file.bin"
     path.write_bytes(b"data")
-    await terminal.type(f"{command} {path}")
-    assert terminal.model.asks[0].said[-1].media == (bot.Media(mime, b"data"),)
+    await terminal.type(f":photo {path}")
+    assert terminal.model.asks[0].said[-1].media == (bot.Media("image/jpeg", b"data"),)
+
+
+async def test_a_recording_is_offered_and_may_be_talked_about(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "a.ogg").write_bytes(b"OggS")
+    offer = await terminal.type(":voice a.ogg")
+    assert offer[0] == f"Okun: {terminal.t('hearing.ask')}" and terminal.t("hearing.button.coach") in offer[1]
+    await terminal.type(":1")
+    assert terminal.model.asks[0].said[-1].media == (bot.Media("audio/ogg", b"OggS"),)
 
 
 async def test_a_file_may_have_a_caption(terminal: Terminal, tmp_path: Path) -> None:
