@@ -17127,7 +17127,9 @@ def draw_series(
     for number, (x, line, value) in enumerate(points):
         canvas.dot(x, line, BRIGHT, 8)
         if len(points) <= 8 or number == len(points) - 1:
-            canvas.text(x, line - 18, short_decimal(lang, value), 28, anchor="ms")
+            beside = [other for _, other, _ in points[max(0, number - 1) : number + 2]]
+            below = len(beside) > 1 and line == max(beside) > min(beside) and line < low - 12  # lines go up from here
+            canvas.text(x, line + (40 if below else -18), short_decimal(lang, value), 28, anchor="ms")
 
 
 def speech_button(app: App, who: Who, speech: Speech, verb: str) -> tuple[str, CallbackData]:

@@ -1455,6 +1455,14 @@ async def test_no_word_leaves_the_picture_of_progress(okun: Okun, ruled: list[Ru
     assert inside == []
 
 
+async def test_a_figure_stands_on_that_side_of_its_dot_where_no_line_is(okun: Okun, ruled: list[Ruler]) -> None:
+    bot.draw_progress(okun.app, "en", [attempt(score=score) for score in (90, 49, 96, 4, 88)])
+    lines = {text: line for text, _, _, line in ruled[0].written[:12]}
+    y = {score: 184 + 356 - score / 100 * 244 for score in (90, 49, 96, 4)}
+    assert lines["49"] > y[49] and lines["90"] < y[90] and lines["96"] < y[96]
+    assert lines["4"] < y[4]  # below there is no room
+
+
 async def test_the_pictures_are_pictures(okun: Okun) -> None:
     transcript = recording()
     report = bot.make_report(okun.app, "uk", "u", "Промова", transcript)
