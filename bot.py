@@ -16777,8 +16777,9 @@ async def send_report(app: App, who: Who, speech: Speech, report: Report) -> Non
         message_id = await patiently(app, send_words)
     else:
         message_id = sent.message_id
-        if sent.file_id:  # the same recording again need not be uploaded again
-            app.reports.put((speech.file_unique_id, who.lang, speech.title), report._replace(picture=sent.file_id))
+        key = speech.file_unique_id, who.lang, speech.title
+        if sent.file_id and app.reports.peek(key):  # not forgotten meanwhile: it need not be uploaded again
+            app.reports.put(key, report._replace(picture=sent.file_id))
     await remember_own(app, own_row(app, who, message_id, report.caption, kind="notice"))
 
 

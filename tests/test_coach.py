@@ -1327,6 +1327,25 @@ async def test_a_speech_is_deleted_when_it_is_meant(okun: Okun, chat: Room, coac
     assert okun.rows("SELECT file_unique_id FROM transcripts") == [("rec0",)]
 
 
+async def test_a_report_that_is_sent_while_its_speech_is_deleted_is_kept_nowhere(
+    okun: Okun, chat: Room, coach: Coach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted: list[bot.Speech] = []
+    patiently = bot.patiently
+
+    async def slowly(app: bot.App, send: Any) -> Any:
+        sent = await patiently(app, send)
+        for speech in await bot.speeches_of(app.db.reader, ANNA, 0, 1):
+            deleted.append(speech)
+            await bot.delete_speech(app, speech)
+        return sent
+
+    monkeypatch.setattr(bot, "patiently", slowly)
+    await coach.hear(chat, recording())
+    [speech] = deleted
+    assert okun.app.reports.peek((speech.file_unique_id, "en", speech.title)) is None
+
+
 async def test_what_somebody_else_sent_too_is_not_deleted_with_it(okun: Okun, chat: Room, coach: Coach) -> None:
     await coach.hear(chat, recording())
     await coach.hear(okun.private("Borys"), recording(), by="Borys")
