@@ -15815,13 +15815,15 @@ class FillerEntry(NamedTuple):
 
     words: tuple[str, ...]
     where: str
+    over_marks: bool  # of those kept: a comma may stand in it, as in "короче, чем"
 
     def fits(self, keys: Sequence[str], at: int) -> bool:
         return tuple(keys[at : at + len(self.words)]) == self.words
 
 
 # where a filler counts             before it                             after it
-#   kept       never: in these words what would be a filler is none; so they stand first
+#   kept       never: in these words what would be a filler is none, unless a mark or a pause (a comma may be written
+#              into the entry) stands between them; so they stand first
 #   anywhere   always
 #   set_off    the beginning, any mark or a pause                         the end, any mark or a pause
 #   tags       a mark within the sentence (so "Да, …" is an answer)       the end, any mark or a pause
@@ -15839,7 +15841,7 @@ class FillerLists:
         for where in WHERE:
             for entry in (entry for table in tables for entry in table.get(where, ())):
                 words = tuple(filler_key(core(word)) for word in entry.split())
-                self._by_first[words[0]].append(FillerEntry(words, where))
+                self._by_first[words[0]].append(FillerEntry(words, where, "," in entry))
         for entries in self._by_first.values():
             entries.sort(key=lambda entry: -len(entry.words))
 
@@ -15878,7 +15880,9 @@ class FillerReader:
         last = at + len(entry.words) - 1
         if any(ENDS_PHRASE.search(word.text) for word in self._words[at:last]):  # "I know you. Know that."
             return False
-        if entry.where in ("kept", "anywhere"):
+        if entry.where == "kept":  # "You know, it is late" is not "you know it"
+            return entry.over_marks or not any(map(self._ended, range(at, last)))
+        if entry.where == "anywhere":
             return True
         return self._ended(last) and (self._within(at) if entry.where == "tags" else at == 0 or self._ended(at - 1))
 

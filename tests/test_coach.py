@@ -293,6 +293,17 @@ def test_an_honest_use_goes_before_a_filler_of_the_same_words() -> None:
     assert bot.fillers_of(read("kind of"), lists) == ()
 
 
+@pytest.mark.parametrize(
+    ("lang", "text", "found"),
+    [("en", "You know, it is late.", ["you know"]), ("en", "It's, you know, the end.", ["you know"]),
+     ("en", "You know it is late.", []), ("en", "I mean, that is it.", ["i mean"]), ("en", "I mean that.", []),
+     ("uk", "Коротше, за годину.", ["коротше"]), ("uk", "Шлях коротше, ніж той.", []), ("uk", "Коротше за той.", []),
+     ("ru", "Путь короче, чем тот.", []), ("ru", "Путь короче чем тот.", []), ("ru", "Так, например, щука.", [])],
+)  # fmt: skip
+def test_an_honest_use_does_not_reach_over_a_mark(lang: str, text: str, found: list[str]) -> None:
+    assert fillers(lang, text) == found
+
+
 @pytest.mark.parametrize(("text", "found"), [("как, бы", 1), ("как… бы", 1), ("как. Бы", 0), ("как? Бы", 0)])
 def test_a_phrase_reaches_over_a_comma_but_not_over_a_stop(text: str, found: int) -> None:
     assert len(fillers("ru", text)) == found
