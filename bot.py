@@ -14993,6 +14993,7 @@ class Recording(NamedTuple):
     name: str = ""
     want: str = "coach"  # of SPEECH_ENDS
     by: int = 0  # who sent it; 0: not known
+    known: bool = False  # its transcript was kept when it was wanted
 
 
 class Part(NamedTuple):
@@ -15042,7 +15043,9 @@ def is_short(recording: Recording) -> bool:
 
 
 def minutes_begun(data: Mapping[str, Any]) -> int:
-    """That a recording is paid for: the most it can be where its length is not known yet."""
+    """That a recording is paid for: none where all was heard; the most it can be where its length is not known yet."""
+    if data.get("known"):
+        return 0
     return max(1, math.ceil((data["duration_s"] or MOST_SPOKEN_S) / 60))
 
 
@@ -15056,9 +15059,12 @@ def is_video(recording: Recording, kind: SoundKind) -> bool:
 
 
 def length_in(report: str) -> float:
-    """How long a file is, in seconds, as ffmpeg tells of it; 0 where it does not know."""
-    found = re.search(r"Duration: (\d+):(\d+):(\d+(?:\.\d+)?)", report)
-    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else 0.0
+    """How long the sound of a file is, in seconds, as ffmpeg tells that went through it; 0 where it does not know. What
+    stands at the head of a file, or is guessed from its size, comes second."""
+    times = r"(\d+):(\d+):(\d+(?:\.\d+)?)"
+    found = re.findall(rf"time={times}", report)[-1:] + re.findall(rf"Duration: {times}", report)
+    lengths = (int(hours) * 3600 + int(minutes) * 60 + float(seconds) for hours, minutes, seconds in found)
+    return next((length for length in lengths if length), 0.0)
 
 
 def codec_in(report: str) -> str | None:
@@ -15206,6 +15212,7 @@ class Flight:
 
     def __init__(self) -> None:
         self.jobs: list[int] = []
+        self.payer = 0  # the first of them that did not give up before the end
         self.task: asyncio.Future[Transcript]
         self.part = (1, 1)
 
@@ -15248,16 +15255,18 @@ async def known_transcript(app: App, file_unique_id: str) -> Transcript | None:
 
 
 async def hear_speech(app: App, job: Job, recording: Recording) -> tuple[Transcript, bool]:
-    """A recording written down, and whether it was for this job; ten that want the same make one call."""
+    """A recording written down, and whether this job pays for it; ten that want the same make one call."""
     if found := await known_transcript(app, recording.file_unique_id):
         return found, False
-    own = recording.file_unique_id not in app.hearings
+    begun = recording.file_unique_id in app.hearings
     flight: Flight = app.hearings.setdefault(recording.file_unique_id, Flight())
-    if own:
+    if not begun:
         flight.task = asyncio.ensure_future(listen_to(app, job, recording, flight))
     flight.jobs.append(job.id)
     try:
-        return await asyncio.shield(flight.task), own
+        heard = await asyncio.shield(flight.task)
+        flight.payer = flight.payer or job.id
+        return heard, flight.payer == job.id
     finally:
         flight.jobs.remove(job.id)
         if not flight.jobs:  # done, or nobody waits for it any more
@@ -15301,12 +15310,12 @@ async def sound_parts(recording: Recording, path: Path, size: int) -> list[Part]
     if kind is None:
         raise BotError("hearing.no_sound")
     video, long = is_video(recording, kind), recording.duration_s > MOST_TIMED_S
-    if find_ffmpeg() is None or not (video or long or not recording.duration_s):
+    report = await read_through(kind, path) if find_ffmpeg() else ""
+    codec, length_s = codec_in(report), length_in(report) or recording.duration_s
+    if find_ffmpeg() is None or (codec is None and not (video or long or not recording.duration_s)):
         named = path.rename(path.with_suffix(kind.suffix))
         mime = kind.mime if video else kind.mime.replace("video/", "audio/")
         return [Part(SoundFile(named, mime, size, recording.duration_s, talk=video or long))]
-    report = await run_ffmpeg(*reading(kind, path), may_fail=True)
-    codec, length_s = codec_in(report), length_in(report) or recording.duration_s
     if codec is None:
         raise BotError("hearing.no_sound")
     if length_s > MOST_SPOKEN_S + ROUNDED_S:
@@ -15328,6 +15337,12 @@ def head_of(path: Path) -> bytes:
 def reading(kind: SoundKind, path: Path) -> list[str]:
     """Arguments for ffmpeg to read a file as what it is, and nothing that it may name: anybody can send it."""
     return ["-protocol_whitelist", "file", "-f", kind.demuxer, "-i", str(path)]
+
+
+async def read_through(kind: SoundKind, path: Path) -> str:
+    """What ffmpeg tells of a file, how long it really is included: what Telegram was told may be a lie."""
+    through = ("-map", "0:a:0", "-c", "copy", "-f", "null", "-")
+    return await run_ffmpeg(*reading(kind, path), *through, may_fail=True)
 
 
 async def cut_sound(kind: SoundKind, path: Path, codec: str, most_s: float) -> list[Part]:
@@ -15434,6 +15449,8 @@ async def speech_run(app: App, job: Job) -> JobEnd:
     """Listen to a recording, and do what was wanted with what was said."""
     recording = Recording(**job.data)
     heard, own = await hear_speech(app, job, recording)
+    if job.price:  # what is kept can be had for nothing, so this is not given back any more
+        app.handing.add(job.id)
     await keep_transcript(app, job, recording, heard)
     back = speech_refund(app, job, of_all=not own, heard=heard)
     if not heard.text:
@@ -15453,7 +15470,7 @@ async def begin_speech(app: App, who: Who, recording: Recording) -> int | None:
     if heard and (recording.want == "transcript" or not heard.text or await judged(app, recording)):
         await tell_known(app, who, recording, heard)
         return None
-    return await queue_job(app, who, "speech", recording._asdict())
+    return await queue_job(app, who, "speech", recording._replace(known=heard is not None)._asdict())
 
 
 async def judged(app: App, recording: Recording) -> bool:

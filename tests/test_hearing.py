@@ -378,6 +378,50 @@ async def test_of_those_at_once_one_pays(okun: Okun, model: Script) -> None:
     assert okun.rows("SELECT user_id, used FROM quotas ORDER BY 1") == [(ANNA, 1), (BORYS, 0)]
 
 
+@settings(price_speech_minute=3)
+async def test_who_gives_up_leaves_it_to_the_next_to_pay(okun: Okun, chat: Room, model: Script) -> None:
+    model.ear = asyncio.Event()
+    await give_coins(okun, 20)
+    for _ in range(2):
+        await offered(chat)
+        await chat.press(label(okun, "transcript"))
+    first = okun.rows("SELECT min(id) FROM jobs")[0][0]
+    [job] = [job for job in await bot.jobs_open(okun.app.db.reader, ANNA) if job.id == first]
+    assert await bot.cancel_job(okun.app, job) and coins(okun) == 14
+    model.ear.set()
+    await okun.settle()
+    assert coins(okun) == 14 and len(model.recordings) == 1
+
+
+@settings(price_speech_minute=3)
+async def test_what_was_heard_is_paid_and_cannot_be_called_off(okun: Okun, chat: Room, model: Script) -> None:
+    await give_coins(okun, 10)
+    held = asyncio.Event()
+
+    async def slowly(app: bot.App, job: bot.Job, recording: bot.Recording, heard: bot.Transcript) -> bot.JobEnd:
+        await held.wait()
+        return bot.NO_END
+
+    end, bot.SPEECH_ENDS["transcript"] = bot.SPEECH_ENDS["transcript"], slowly
+    try:
+        await offered(chat)
+        await chat.press(label(okun, "transcript"))
+        await chat.press(okun.t("job.button.cancel"))
+        held.set()
+        await okun.settle()
+    finally:
+        bot.SPEECH_ENDS["transcript"] = end
+    assert coins(okun) == 4 and okun.rows("SELECT state FROM jobs") == [("done",)]
+
+
+@settings(price_speech_minute=3)
+async def test_what_was_heard_is_coached_without_a_coin(okun: Okun, chat: Room, model: Script) -> None:
+    await give_coins(okun, 6)
+    await transcribed(chat)
+    await chat.press(label(okun, "coach"))
+    assert coins(okun) == 0 and okun.rows("SELECT state, price FROM jobs") == [("done", 6), ("done", 0)]
+
+
 async def test_who_gives_up_does_not_take_it_from_the_others(okun: Okun, model: Script) -> None:
     model.ear = asyncio.Event()
     anna, borys = okun.private("Anna"), okun.private("Borys")
@@ -1003,11 +1047,50 @@ def test_files_are_known_by_their_first_bytes(head: bytes, mime: str | None) -> 
     assert (found.mime if found else None) == mime
 
 
+async def measured(monkeypatch: pytest.MonkeyPatch, path: Path, told_s: int, real_s: int) -> list[bot.Part]:
+    """The parts of a recording that is so long by what Telegram was told, and really."""
+
+    async def ffmpeg(*arguments: str, may_fail: bool = False) -> str:
+        if may_fail:
+            return f"  Stream #0:0: Audio: opus, 48000 Hz\ntime=00:{real_s // 60:02}:{real_s % 60:02}.00"
+        at = float(arguments[arguments.index("-segment_time") + 1])
+        for name in ("part000.ogg", "part001.ogg"):
+            (path / name).write_bytes(b"OggS")
+        (path / "parts.csv").write_text(f"part000.ogg,0.0,{at}\npart001.ogg,{at},{real_s}\n")
+        return ""
+
+    monkeypatch.setattr(bot, "find_ffmpeg", lambda: "ffmpeg")
+    monkeypatch.setattr(bot, "run_ffmpeg", ffmpeg)
+    (path / "recording").write_bytes(b"OggS" + bytes(20))
+    recording = bot.Recording("id", "unique", "audio/ogg", "voice", 24, told_s)
+    return await bot.sound_parts(recording, path / "recording", 24)
+
+
+@pytest.mark.parametrize(
+    ("told", "real", "begins"),
+    [(60, 60, [0]), (0, 899, [0]), (0, 900, [0]), (0, 901, [0, 451.5]), (60, 1200, [0, 601]), (1200, 1200, [0, 601])],
+)
+async def test_what_is_longer_than_fifteen_minutes_goes_in_parts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: int, real: int, begins: list[float]
+) -> None:
+    parts = await measured(monkeypatch, tmp_path, told, real)
+    assert [part.begins_s for part in parts] == begins and sum(part.file.duration_s for part in parts) == real
+
+
+@pytest.mark.parametrize("told", [0, 60, 1200])
+async def test_what_telegram_is_told_makes_no_recording_shorter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: int
+) -> None:
+    with pytest.raises(bot.BotError, match=r"hearing\.too_long"):
+        await measured(monkeypatch, tmp_path, told, 1260)
+
+
 def test_what_ffmpeg_says_of_a_file() -> None:
     report = (
         "  Duration: 00:20:00.52, start: 0.0, bitrate: 32 kb/s\n  Stream #0:1(und): Audio: aac (LC) (mp4a), 48000 Hz"
     )
     assert (bot.length_in(report), bot.codec_in(report)) == (1200.52, "aac")
+    assert bot.length_in(f"{report}\nsize=N/A time=-00:00:00.02\rsize=N/A time=00:20:59.99 bitrate=N/A") == 1259.99
     assert (bot.length_in("  Duration: N/A, start"), bot.codec_in("  Stream #0:0: Video: h264")) == (0.0, None)
     listed = "part000.ogg,0.000000,600.020000\npart001.ogg,600.020000,900.500000\n"
     assert bot.parts_in(listed) == [("part000.ogg", 0.0, 600.02), ("part001.ogg", 600.02, 900.5)]
