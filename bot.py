@@ -5174,6 +5174,8 @@ class App:
         self.speech_words: Cache[tuple[str, str, str], str] = Cache(500, 3600, monotonic)  # what models made of them
         # as the table has them: a long one takes 200 KB so, and a megabyte in objects
         self.transcripts: Cache[str, bytes] = Cache(60, 3600, monotonic)
+        # (chat, message) of recordings that were answered as talk just now: taps meanwhile want no second answer
+        self.talked: Cache[tuple[int, int], bool] = Cache(1000, 2, monotonic)
 
     def _make_lists(self) -> None:
         """What is under way."""
@@ -8576,7 +8578,7 @@ def begin_forgetting(app: App, user_id: int, chat_id: int) -> None:
     app.epochs[chat_id] = app.epochs.get(chat_id, 0) + 1
     drop_generations(app, chat_id)
     forget_facts_cached(app, chat_id)
-    for recordings in (app.reports, app.speech_words):  # whose they were is not said
+    for recordings in (app.reports, app.speech_words, app.transcripts):  # whose they were is not said
         recordings.clear()
     for cache in (app.summaries, app.matches, app.common, app.moods, app.drawn):
         cache.forget_all(chat_id)
@@ -8730,6 +8732,13 @@ async def works_exported(db: Queries, user_id: int) -> dict[str, Any]:
            WHERE s.user_id = ? ORDER BY s.id""",
         user_id,
     )
+    transcripts = await db.all(
+        """SELECT h.chat_id, h.file_unique_id, t.transcript
+           FROM hearings AS h JOIN transcripts AS t ON t.file_unique_id = h.file_unique_id
+           WHERE h.user_id = ? AND NOT EXISTS (
+             SELECT 1 FROM speeches AS s WHERE s.user_id = h.user_id AND s.file_unique_id = h.file_unique_id)""",
+        user_id,
+    )
     pictures = await db.all(
         "SELECT chat_id, file_id, original_id, wish, favourite, made_at FROM pictures WHERE user_id = ? ORDER BY id",
         user_id,
@@ -8738,6 +8747,7 @@ async def works_exported(db: Queries, user_id: int) -> dict[str, Any]:
         "avatars": await avatars_exported(db, user_id),
         "pictures": [{**dict(row), "wish": json_loads(row["wish"])} for row in pictures],
         "speeches": [dict(row) for row in speeches],
+        "transcripts": [dict(row) for row in transcripts],
         "jobs": [dict(row) for row in jobs],
     }
 
@@ -15610,7 +15620,9 @@ async def speech_act(app: App, who: Who, owner: int, arg: str) -> Done:
         raise BotError("button.old")
     asker = dataclasses.replace(who, message_id=message_id)
     if want == "talk":
-        await talk_about(app, who, message_id, recording)
+        if not app.talked.peek((who.chat_id, message_id)):
+            await talk_about(app, who, message_id, recording)
+            app.talked.put((who.chat_id, message_id), True)
         return Done(None, "speech", id_)
     job_id = await begin_speech(app, asker, recording._replace(want=want))
     return Done(None, "speech", id_) if job_id is None else Done(None, "job", str(job_id))

@@ -177,6 +177,17 @@ async def test_talk_about_it_answers_the_recording(okun: Okun, chat: Room, model
     assert chat.rows("kind", "user_id IS NULL") == ["notice", "text"]
 
 
+async def test_a_second_tap_asks_for_no_second_answer(okun: Okun, chat: Room, model: Script) -> None:
+    await offered(chat)
+    for _ in range(2):
+        okun.telegram.press(chat.chat, okun.person("Anna"), label(okun, "talk"))
+    await okun.take()
+    assert len(model.asks) == 1
+    await okun.later(3)
+    await chat.press(label(okun, "talk"))
+    assert len(model.asks) == 2
+
+
 async def test_talk_goes_on_from_what_was_said(okun: Okun, chat: Room, model: Script) -> None:
     await offered(chat)
     await chat.press(label(okun, "talk"))
@@ -626,6 +637,12 @@ async def test_somebody_elses_recording_in_a_group_is_noted_as_theirs(okun: Okun
 
 
 # -- forgetting
+
+
+async def test_what_was_written_down_is_exported(okun: Okun, chat: Room) -> None:
+    await transcribed(chat)
+    found = await bot.export_head(okun.app, ANNA)
+    assert [HELLO in one["transcript"] for one in found["transcripts"]] == [True] and found["speeches"] == []
 
 
 async def test_with_a_person_their_transcripts_are_forgotten(okun: Okun, chat: Room) -> None:
