@@ -15291,6 +15291,7 @@ async def listen_to(app: App, job: Job, recording: Recording, flight: Flight) ->
         path = Path(folder) / "recording"
         size = await save_file(app.bot, recording.file_id, path)
         parts = await sound_parts(recording, path, size)
+        check_paid(job, parts)
         heard: list[Transcript] = []
         for number, part in enumerate(parts, 1):
             flight.part = number, len(parts)
@@ -15298,6 +15299,14 @@ async def listen_to(app: App, job: Job, recording: Recording, flight: Flight) ->
             found = await app.llm.hear(part.file, job.chat_id, job.user_id)
             heard.append(shifted(found, part.begins_s))
         return merged(heard) if len(heard) > 1 else heard[0]
+
+
+def check_paid(job: Job, parts: Sequence[Part]) -> None:
+    """Raises BotError where a recording is longer by over a minute than what was paid: the length that Telegram tells
+    is whatever it was told."""
+    length_s = parts[-1].begins_s + parts[-1].file.duration_s
+    if job.price and math.ceil(length_s / 60) > minutes_begun(job.data) + 1:
+        raise BotError("hearing.longer", length=length_words(length_s))
 
 
 async def show_part(app: App, flight: Flight) -> None:

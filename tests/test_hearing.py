@@ -516,6 +516,22 @@ async def test_for_a_length_that_is_not_known_the_rest_is_given_back(okun: Okun,
 
 
 @settings(price_speech_minute=3)
+@pytest.mark.parametrize(("real", "left"), [(61, 7), (120, 7), (121, 10)])
+async def test_what_telegram_is_told_makes_no_recording_cheaper(
+    okun: Okun, chat: Room, model: Script, monkeypatch: pytest.MonkeyPatch, real: int, left: int
+) -> None:
+    async def parts(recording: bot.Recording, path: Path, size: int) -> list[bot.Part]:
+        return [bot.Part(bot.SoundFile(path, "audio/ogg", size, real))]
+
+    monkeypatch.setattr(bot, "sound_parts", parts)
+    await give_coins(okun, 10)
+    await offered(chat, duration=30)
+    await chat.press(label(okun, "transcript"))
+    assert coins(okun) == left and len(model.recordings) == (left < 10)
+    assert (okun.t("hearing.longer", length="2:01") in chat.replies[-1].text) == (left == 10)
+
+
+@settings(price_speech_minute=3)
 async def test_silence_is_given_back(okun: Okun, chat: Room) -> None:
     await give_coins(okun, 10)
     await offered(chat, "")
