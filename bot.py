@@ -21868,12 +21868,17 @@ class Sorter:
             return waiting if heard.chat_kind == "private" else None
         if heard.album:  # a command over pictures waits for all of them, and they for it
             return self._waiting(update_id, raw["message"], heard)
-        kind = "cancels" if name == "cancel" else "commands"  # what is being written can be stopped in any case
-        if not resumed and (left := self._too_many(kind, heard.user_id, update_id)):
-            self._app.spawn(quietly(self._refuse_command(heard, left)), "refuse")
+        if not resumed and self.refuses(update_id, heard, name):
             return None
         line = None if name == "cancel" else (heard.chat_id, heard.user_id)
         return Passing(update_id, raw, functools.partial(on_command, spec=spec, args=args), line)
+
+    def refuses(self, update_id: int, heard: Heard, name: str) -> bool:
+        """Is this a command too many? Then they are told so, once until that ends."""
+        kind = "cancels" if name == "cancel" else "commands"  # what is being written can be stopped in any case
+        if left := self._too_many(kind, heard.user_id, update_id):
+            self._app.spawn(quietly(self._refuse_command(heard, left)), "refuse")
+        return left > 0
 
     def command(self, message: Mapping[str, Any], heard: Heard, name: str) -> Command | None:
         """A command of ours; in private, and where it carries our name, one that says that there is none such."""
@@ -22162,6 +22167,9 @@ class Inbox:
             who = await self._who(raw)
             given = command_of(told.raw, self._sorter.ears)
             if given and (spec := self._sorter.command(told.raw, told.heard, given[0])):
+                fresh = told.heard.album and not told.resumed  # others were counted as they came
+                if fresh and self._sorter.refuses(told.update_id, told.heard, given[0]):
+                    return
                 await on_command(self._app, who, spec, given[1])
             else:
                 await on_talk(self._app, who, turn)

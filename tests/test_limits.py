@@ -22,6 +22,7 @@ from conftest import (
     Room,
     Script,
     TestClock,
+    drawn,
     make_settings,
     settings,
 )
@@ -131,6 +132,16 @@ async def test_the_spam_of_one_mutes_nobody_else(okun: Okun, group: Room) -> Non
     assert "/settings — " in (await group.say("/help", by="Borys"))[0].text
     assert "/settings — " in (await okun.private("Vira").say("/help"))[0].text
     assert said(await group.say("okun, hi")) == ["Heard: Anna: okun, hi"]  # talk is counted apart
+
+
+@settings(commands_per_minute=2)
+async def test_a_command_over_an_album_is_a_command(okun: Okun, chat: Room, later: Later) -> None:
+    photos = [drawn(bot.Drawing(name)).data for name in ("pike", "perch")]
+    for _ in range(5):
+        await chat.send("album", photos, "/help")
+        await later(1)
+    assert len(chat.replies) == 3 and chat.replies[-1].text == words(okun, "limit.commands", 58)
+    assert okun.inbox_rows == [] and okun.model.asks == []
 
 
 @settings(commands_per_minute=2)
