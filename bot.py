@@ -14314,6 +14314,9 @@ async def draw_look_act(app: App, who: Who, owner: int, arg: str) -> Done:
     made, wish = draft_of(app, who)
     if not wish.files:
         raise BotError("draw.over")
+    most = 0 if app.owner(who.user_id) else app.settings.replies_per_hour
+    if left := app.limiter.take("replies", who.user_id, most, HOUR_S):  # it is as dear as talk
+        raise BotError("limit.replies", left_s=left)
     prompt = await describe(app, who, wish.files)
     made, wish = draft_of(app, who)  # as it stands after all that time
     await put_draft(app, who, made, wish._replace(prompt=prompt, files=()), quick=made.data["quick"])

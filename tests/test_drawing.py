@@ -441,6 +441,18 @@ async def test_a_photo_is_described_and_that_is_drawn(okun: Okun, chat: Room, mo
     assert model.wishes[0].prompt.startswith("A red thing") and model.wishes[0].references == ()
 
 
+@settings(replies_per_hour=1)
+async def test_to_describe_a_photo_counts_as_talk(okun: Okun, chat: Room, model: Script) -> None:
+    model.says = lambda ask: "a perch"
+    await chat.send("photo", still(140), "/draw")
+    await chat.press(okun.t("draw.button.look"))
+    await chat.press(okun.t("draw.button.anew"))
+    await chat.send("photo", still(150))
+    await chat.press(okun.t("draw.button.look"))
+    assert len(model.asks) == 1 and form(okun).files
+    assert chat.replies[-1].text == okun.t("limit.replies", left=okun.app.texts.span("en", 3600, into=True))
+
+
 async def test_a_photo_that_cannot_be_described_can_be_drawn_by(okun: Okun, chat: Room, model: Script) -> None:
     model.always(bot.LlmError("overloaded"))
     await chat.say("/draw")
