@@ -7081,7 +7081,7 @@ async def queue_job(
             await use_quota(tx, app, who.user_id, spec.quota, spec.most(app.settings))
         wanted = await put_job(tx, who, kind, pool, data, price, int(now), day)
         if price:
-            await post(tx, who.user_id, "coins", -price, spec.reason, wanted.reference, now)
+            await pay_job(tx, wanted, spec.reason, now)
         if with_it:
             await with_it(tx, wanted.id)
         if spec.queued:
@@ -7090,6 +7090,14 @@ async def queue_job(
         await spec.after(app, wanted)
     await begin_jobs(app)
     return wanted.id
+
+
+async def pay_job(tx: Tx, job: Job, reason: str, now: float) -> None:
+    """Take what a job costs. Raises BotError, which says where to get more."""
+    try:
+        await post(tx, job.user_id, "coins", -job.price, reason, job.reference, now)
+    except BotError as error:
+        raise BotError("job.short", need=job.price, have=error.fields["have"]) from error
 
 
 async def begin_jobs(app: App) -> None:

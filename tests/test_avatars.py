@@ -645,7 +645,7 @@ async def test_without_the_coins_nothing_begins(okun: Okun, chat: Room, model: S
     await give(okun, chat, 29)
     await collected(chat)
     pressed = await train(chat)
-    assert pressed.note == okun.t("ledger.short", need=30, have=29, icon="🪙")
+    assert pressed.note == okun.t("job.short", need=30, have=29)
     assert avatars(okun) == [("Me", "ready_for_training", 0)] and coins(okun) == 29 and model.asks == []
 
 

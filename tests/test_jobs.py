@@ -286,7 +286,7 @@ async def test_what_is_done_is_not_given_back(okun: Okun, chat: Room, studio: St
 async def test_who_cannot_pay_gets_nothing_and_loses_nothing(okun: Okun, chat: Room, studio: Studio) -> None:
     await give(okun, 4)
     [refused] = await chat.say("/paint pike")
-    assert refused.text == okun.t("ledger.short", need=5, have=4, icon="🪙")
+    assert refused.text == okun.t("job.short", need=5, have=4)
     assert have(okun) == 4 and used(okun) == 0 and states(okun) == [] and studio.begun == []
 
 
