@@ -6821,6 +6821,7 @@ MOST_PLACES = 20  # in a queue that are shown as they change
 JOBS_EVERY_S = 60.0
 JOBS_KEPT_S = 30 * DAY_S
 JOB_OUTAGE_S = 3600.0
+IN_VAIN = ("job.gone", "draw.forbidden")  # what was made could not be given where it was asked for
 
 Effect = Callable[[Tx], Awaitable[None]]  # what is stored together with the end of a job
 
@@ -7117,6 +7118,7 @@ async def begin_jobs(app: App) -> None:
 async def do_job(app: App, job: Job) -> None:
     """One try of a job, to its end."""
     request_id.set(f"j{job.id}")
+    began.set(app.forgettings)  # not when the one was asked for whose end let this one begin
     app.spawn(show_job(app, job.id), "show a job")
     try:
         await store_end(app, job, *await try_job(app, job))
@@ -7186,11 +7188,12 @@ async def end_job(app: App, job: Job, state: str, error: BotError | None = None,
 
 
 async def undo_job(tx: Tx, job: Job, now: float) -> None:
-    """Give back what a job cost that came to nothing. Calling it off once it was at work gives no quota back."""
+    """Give back what a job cost that came to nothing; no quota where the model was at work and they are why."""
     spec = JOBS.get(job.kind)
     if job.price:
         await refund(tx, job.reference, now)
-    if spec and spec.quota and not (job.state == "cancelled" and job.attempts):
+    in_vain = job.attempts and (job.state == "cancelled" or job.error.get("key") in IN_VAIN)
+    if spec and spec.quota and not in_vain:
         await return_quota(tx, job.user_id, spec.quota, job.day)
     if spec and spec.failed:
         await spec.failed(tx, job, job.state)
@@ -13910,10 +13913,10 @@ async def own_avatar(app: App, user_id: int) -> Avatar | None:
 
 async def reference(app: App, file_id: str) -> Media:
     """A photo for the model to go by. Raises BotError media.*, photo.*."""
-    async with app.heavy:
+    async with app.heavy:  # until it is small
         data = await fetch_file(app.bot, file_id)
-    async with app.drawing:
-        return Media("image/jpeg", await asyncio.to_thread(lambda: jpeg(open_photo(data).picture)))
+        async with app.drawing:
+            return Media("image/jpeg", await asyncio.to_thread(lambda: jpeg(open_photo(data).picture)))
 
 
 async def faces(app: App, user_id: int, avatar_id: int) -> list[Media]:

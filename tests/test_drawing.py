@@ -849,6 +849,31 @@ async def test_where_photos_are_forbidden_it_says_so(okun: Okun, group: Room) ->
     assert {reply.text for reply in group.replies} == {okun.t("draw.forbidden")}
 
 
+@settings(price_image=5)
+async def test_what_was_drawn_in_vain_costs_no_coins_but_counts(okun: Okun, group: Room, model: Script) -> None:
+    await pay(okun, ANNA, 5)
+    okun.telegram.fault("400", "sendPhoto", text="not enough rights to send photos to the chat")
+    await group.say("/draw a cat")
+    assert jobs(okun) == ["refunded"] and coins(okun) == 5 and len(model.wishes) == 1
+    assert used(okun) == 1  # else a group that forbids pictures would have the model draw without end
+
+
+async def test_photos_to_go_by_are_held_two_at_once(okun: Okun, chat: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    async def fetch(aiogram_bot: Any, file_id: str) -> bytes:
+        held.append(file_id)
+        return still(10)
+
+    monkeypatch.setattr(bot, "fetch_file", fetch)
+    async with okun.app.drawing:
+        asked = [asyncio.create_task(bot.reference(okun.app, str(n))) for n in range(5)]
+        await okun.settle()
+        assert len(held) == 2
+    await asyncio.gather(*asked)
+    assert len(held) == 5
+
+
 @settings(max_parallel_images=3)
 async def test_ten_at_once_are_drawn_three_by_three(okun: Okun, group: Room, model: Script) -> None:
     model.easel = asyncio.Event()

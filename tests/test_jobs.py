@@ -251,6 +251,25 @@ async def test_where_nobody_is_any_more_it_has_failed(okun: Okun, chat: Room, st
     studio.finish("pike")
     await okun.settle()
     assert states(okun) == ["failed"] and okun.rows("SELECT error FROM jobs") == [('{"key":"job.gone"}',)]
+    assert used(okun) == 1  # the work was done
+
+
+@one_slot
+async def test_a_job_that_another_one_lets_begin_is_of_its_own_time(okun: Okun, group: Room, studio: Studio) -> None:
+    seen = []
+
+    async def run(app: bot.App, job: bot.Job) -> bot.JobEnd:
+        seen.append(bot.outdated(app, job.chat_id))
+        return await studio.run(app, job)
+
+    bot.JOBS[KIND] = bot.JOBS[KIND]._replace(run=run)
+    await group.say("/paint pike")
+    await group.say("/forget me", by="Borys")
+    await group.press(okun.t("forget.button.here", "uk"), by="Borys")
+    await group.say("/paint perch", by="Vira")
+    studio.finish("pike")
+    await okun.settle()
+    assert studio.begun == ["pike", "perch"] and seen == [False, False]
 
 
 # -- what it costs
