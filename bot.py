@@ -13913,10 +13913,7 @@ async def own_avatar(app: App, user_id: int) -> Avatar | None:
 
 async def reference(app: App, file_id: str) -> Media:
     """A photo for the model to go by. Raises BotError media.*, photo.*."""
-    async with app.heavy:  # until it is small
-        data = await fetch_file(app.bot, file_id)
-        async with app.drawing:
-            return Media("image/jpeg", await asyncio.to_thread(lambda: jpeg(open_photo(data).picture)))
+    return Media("image/jpeg", await see_file(app, file_id, lambda data: jpeg(open_photo(data).picture), large=True))
 
 
 async def faces(app: App, user_id: int, avatar_id: int) -> list[Media]:
