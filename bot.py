@@ -66,6 +66,7 @@ import shlex
 import shutil
 import signal
 import sqlite3
+import struct
 import sys
 import tempfile
 import threading
@@ -2523,7 +2524,7 @@ class Photo(NamedTuple):
 def open_photo(data: bytes) -> Photo:
     """Decode a photo, in a thread: one of 12 megapixels takes half a second. Raises BotError photo.kind, photo.large,
     photo.broken."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # our own bound is the lower one
     try:
@@ -2534,10 +2535,10 @@ def open_photo(data: bytes) -> Photo:
             image.draft("RGB", (PHOTO_SIDE, PHOTO_SIDE))  # JPEG: by an eighth, a quarter or half of it at once
             small = shrunk(image)
             small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-            upright = ImageOps.exif_transpose(small)
-            if (upright.width > upright.height) != (width > height):
+            turned = upright(small)
+            if (turned.width > turned.height) != (width > height):
                 width, height = height, width
-            return Photo(on_white(upright), width, height)
+            return Photo(on_white(turned), width, height)
     except UnidentifiedImageError as error:
         raise BotError("photo.kind") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # whatever decoders make of rubbish
@@ -2601,6 +2602,21 @@ def in_bytes(image: Any) -> Any:
 def info_of(image: Any) -> dict[Any, Any]:
     """What a picture says of itself, for one in 8 bits: which of 65,536 greys is clear means nothing there."""
     return {name: value for name, value in image.info.items() if image.mode in IN_BYTES or name != "transparency"}
+
+
+def upright(image: Any) -> Any:
+    """As the camera was held. Pillow's exif_transpose would write the rest of EXIF anew, and fail where a camera wrote
+    it wrongly."""
+    from PIL import Image
+
+    turn = Image.Transpose
+    turns = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+             6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90}  # fmt: skip
+    try:
+        method = turns.get(image.getexif().get(0x112))
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):  # none that can be read
+        method = None
+    return image if method is None else image.transpose(method)
 
 
 def on_white(image: Any) -> Any:

@@ -470,6 +470,20 @@ def test_a_photo_lies_as_the_camera_was_held(
 
 
 @sizes
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_what_a_camera_wrote_wrongly_about_a_photo_does_no_harm(kind: str, width: int, height: int) -> None:
+    exif = Image.Exif()
+    exif[0x112], exif[0x100], exif[0x11A] = 6, 4000, 72.0
+    right = exif.tobytes()
+    for tag in (b"\x01\x00\x00\x04", b"\x01\x1a\x00\x05"):  # a number, a fraction
+        wrong = right.replace(tag, tag[:3] + b"\x02").replace(tag[1::-1] + tag[:1:-1], tag[1::-1] + b"\x02\x00")
+        assert wrong != right
+        how = {"lossless": True} if kind == "WEBP" else {}
+        photo = bot.open_photo(encoded(scene(width, height), kind, exif=wrong, **how))
+        assert (photo.width, photo.height) == (height, width) and corners(photo) == [BLUE, RED, GREEN, GREY]
+
+
+@sizes
 def test_what_can_be_seen_through_lies_on_white(width: int, height: int) -> None:
     clear = scene(width, height)
     mask = Image.new("L", clear.size, 255)
