@@ -42,6 +42,7 @@ import base64
 import bisect
 import contextlib
 import contextvars
+import ctypes
 import dataclasses
 import difflib
 import errno
@@ -2510,7 +2511,7 @@ class Canvas:
 PHOTO_KINDS = ("JPEG", "PNG", "WEBP")
 PHOTO_SIDE = 1024  # pixels: enough for a model to see by, and for us to measure
 IN_BYTES = frozenset(("L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"))  # Pillow's modes of 8 bits a colour
-MAX_PHOTO_BYTES = 64 * 1024 * 1024  # that decoding may take
+MAX_PHOTO_BYTES = 64 * 1024 * 1024  # that a picture and its decoding may take
 
 
 class Photo(NamedTuple):
@@ -2530,10 +2531,12 @@ def open_photo(data: bytes) -> Photo:
     try:
         with Image.open(io.BytesIO(data), formats=PHOTO_KINDS) as image:
             width, height = image.size
-            if decoding_bytes(image, in_one_scan(data)) > MAX_PHOTO_BYTES:
+            if decoding_bytes(image, data) > MAX_PHOTO_BYTES:
                 raise BotError("photo.large", width=width, height=height)
             image.draft("RGB", (PHOTO_SIDE, PHOTO_SIDE))  # JPEG: by an eighth, a quarter or half of it at once
             small = shrunk(image)
+            if small is not image:
+                image.close()  # and its pixels are gone
             small.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
             turned = upright(small)
             if (turned.width > turned.height) != (width > height):
@@ -2545,27 +2548,32 @@ def open_photo(data: bytes) -> Photo:
         raise BotError("photo.broken") from error
 
 
-def in_one_scan(jpeg_data: bytes) -> bool:
-    """Does a JPEG hold all of its colours in its first scan? Else it is decoded whole, whatever size is wanted."""
-    at, colours = 2, 0
+def scanned(jpeg_data: bytes) -> tuple[int, bool]:
+    """How many bytes a pixel a JPEG takes where it is kept until its last scan, and whether that is so: one that holds
+    all of its colours in its first scan is decoded line by line, in the size that is wanted. (6, True) for rubbish."""
+    at, colours, size = 2, 0, 6
     while jpeg_data[at : at + 1] == b"\xff":
-        kind, size = jpeg_data[at + 1 : at + 2], int.from_bytes(jpeg_data[at + 2 : at + 4], "big")
-        if kind in (b"\xc0", b"\xc1"):  # baseline, extended: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, table B.1
-            colours = int.from_bytes(jpeg_data[at + 9 : at + 10], "big")
+        kind, length = jpeg_data[at + 1 : at + 2], int.from_bytes(jpeg_data[at + 2 : at + 4], "big")
+        # a frame's header, baseline, extended or progressive: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, table B.1
+        if kind in (b"\xc0", b"\xc1", b"\xc2"):
+            parts = [(part >> 4) * (part & 15) for part in jpeg_data[at + 11 : at + 2 + length : 3]]
+            size = -(-2 * sum(parts) // max([1, *parts]))  # a coefficient has two bytes, and colours may have fewer
+            colours = 0 if kind == b"\xc2" else len(parts)
         elif kind == b"\xda":
-            return jpeg_data[at + 4 : at + 5] == bytes([colours])
-        at += 1 if kind == b"\xff" else 2 + size  # a marker may be preceded by more of its first byte
-    return False
+            return size, jpeg_data[at + 4 : at + 5] != bytes([colours])
+        at += 1 if kind == b"\xff" else 2 + length  # a marker may be preceded by more of its first byte
+    return 6, True
 
 
-def decoding_bytes(image: Any, one_scan: bool) -> int:
-    """What decoding takes, about: a JPEG in one scan is read in the size that is wanted, any other picture whole, and
-    WEBP four times over."""
+def decoding_bytes(image: Any, data: bytes) -> int:
+    """What a picture and its decoding take, about: a JPEG is read in the size that is wanted, any other picture whole,
+    and WEBP four times over."""
     width, height = image.size
-    if image.format == "JPEG" and one_scan:
-        scale = max(1, min(8, min(width, height) // PHOTO_SIDE))
-        return int(width * height * 4 / scale**2)
-    return int(width * height * (16 if image.format == "WEBP" else 4))
+    if image.format != "JPEG":
+        return len(data) + int(width * height * (16 if image.format == "WEBP" else 4))
+    scale = max(1, min(8, min(width, height) // PHOTO_SIDE))
+    size, kept = scanned(data)
+    return len(data) + int(width * height * 4 / scale**2) + (width * height * size if kept else 0)
 
 
 def shrunk(image: Any) -> Any:
@@ -2573,7 +2581,7 @@ def shrunk(image: Any) -> Any:
     channel. What EXIF says of it goes along."""
     from PIL import Image
 
-    factor, band = max(image.size) // PHOTO_SIDE, 64
+    factor, band = max(image.size) // PHOTO_SIDE, 16
     if factor < 2:
         return in_bytes(image)
     mode = image.mode if image.mode in IN_BYTES else "L"
@@ -22507,6 +22515,18 @@ HOT_TYPES: tuple[type[pydantic.BaseModel], ...] = (
 )  # fmt: skip
 
 
+MAPPED_BYTES = 256 * 1024  # pieces from this size on
+
+
+def give_back() -> None:
+    """Have large pieces of memory go back to the system as soon as they are free. The C library would learn from each
+    picture to keep ever larger ones, and holes between them."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(
+            -3, MAPPED_BYTES
+        )  # M_MMAP_THRESHOLD, https://man7.org/linux/man-pages/man3/mallopt.3.html
+
+
 def warm_up() -> None:
     """Build what every update needs, then take it all out of the garbage collector's sight.
 
@@ -22517,6 +22537,7 @@ def warm_up() -> None:
     for method in (Say, GetMe, GetFile, GetChatMember):
         response_type(method).model_rebuild()
     render("**warm** `up`")
+    give_back()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

@@ -571,17 +571,34 @@ def test_bombs_of_other_kinds_are_no_photos() -> None:
 
 
 def test_how_much_a_jpeg_takes_is_known_from_its_scans() -> None:
-    """One that is not in a single scan is decoded whole, whatever size is wanted."""
-    plain, progressive = encoded(scene(), "JPEG"), encoded(scene(), "JPEG", progressive=True)
-    assert bot.in_one_scan(plain) and not bot.in_one_scan(progressive)
-    assert bot.in_one_scan(encoded(scene().convert("L"), "JPEG"))
+    """One that is not in a single scan is kept whole until the last one, whatever size is wanted."""
+    plain, halved = encoded(scene(), "JPEG"), encoded(scene(), "JPEG", progressive=True)
+    full = encoded(scene(), "JPEG", progressive=True, subsampling=0)
+    print_ = encoded(scene().convert("CMYK"), "JPEG", progressive=True, subsampling=0)
+    assert [bot.scanned(data) for data in (plain, halved, full, print_)] == [
+        (3, False), (3, True), (6, True), (8, True)
+    ]  # fmt: skip
+    assert bot.scanned(encoded(scene().convert("L"), "JPEG")) == (2, False)
     start = plain.index(b"\xff\xda")
     one_colour = plain[:start] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + plain[start + 14 :]
-    assert not bot.in_one_scan(one_colour)
-    assert not any(map(bot.in_one_scan, (b"", b"\xff\xd8", b"\xff\xd8" + b"\xff" * 50, plain[:start], b"rubbish")))
+    assert bot.scanned(one_colour) == (3, True)
+    for rubbish in (b"", b"\xff\xd8", b"\xff\xd8" + b"\xff" * 50, plain[:start], b"rubbish"):
+        assert bot.scanned(rubbish) == (6, True)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "how", "taken"),
+    [(10_000, 10_000, {}, True), (3000, 4000, {"progressive": True}, True),
+     (3000, 4000, {"progressive": True, "subsampling": 0}, False), (3000, 4000, {"padding": 17_000_000}, True)],
+)  # fmt: skip
+def test_what_decoding_takes_is_what_is_bounded(width: int, height: int, how: dict[str, Any], taken: bool) -> None:
+    padding = how.pop("padding", 0)
+    data = encoded(scene(), "JPEG", **how) + b"\0" * padding
     large = Image.Image()
-    large._size, large.format = (10_000, 10_000), "JPEG"
-    assert bot.decoding_bytes(large, one_scan=True) < bot.MAX_PHOTO_BYTES < bot.decoding_bytes(large, one_scan=False)
+    large._size, large.format = (width, height), "JPEG"
+    assert (bot.decoding_bytes(large, data) <= bot.MAX_PHOTO_BYTES) is taken
+    large.format = "PNG"
+    assert bot.decoding_bytes(large, data) == len(data) + 4 * width * height
 
 
 def test_a_jpeg_of_100_megapixels_is_read_within_bounds() -> None:
@@ -590,4 +607,4 @@ def test_a_jpeg_of_100_megapixels_is_read_within_bounds() -> None:
     assert (photo.width, photo.height, photo.picture.size) == (10_000, 10_000, (1024, 1024))
     assert corners(photo) == [GREY] * 4
     with pytest.raises(bot.BotError, match=r"^photo\.large$"):
-        bot.open_photo(encoded(Image.new("L", (5000, 5000), 90), "JPEG", progressive=True))
+        bot.open_photo(encoded(Image.new("L", (6000, 6000), 90), "JPEG", progressive=True))

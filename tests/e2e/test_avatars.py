@@ -8,7 +8,9 @@ import json
 import random
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
 from fakes import BotProcess, until
 from PIL import Image
 
@@ -24,11 +26,11 @@ def grain(width: int, height: int) -> Image.Image:
     return Image.effect_noise((width, height), 90).convert("RGB")
 
 
-def photo(seed: int, width: int = 900, height: int = 1200) -> bytes:
+def photo(seed: int, width: int = 900, height: int = 1200, **how: Any) -> bytes:
     """A picture with as many details as a camera sees: 12 megapixels are 5 MB."""
     dice, out = random.Random(seed), io.BytesIO()
     coarse = Image.frombytes("RGB", (9, 12), dice.randbytes(9 * 12 * 3)).resize((width, height))
-    Image.blend(coarse, grain(width, height), 0.3).save(out, "JPEG", quality=85)
+    Image.blend(coarse, grain(width, height), 0.3).save(out, "JPEG", quality=85, **how)
     return out.getvalue()
 
 
@@ -73,10 +75,11 @@ def album(stage: Stage, person: Person, *photos: bytes) -> None:
         )
 
 
-async def test_ten_photos_of_12_megapixels_take_60_mb_at_most(stage: Stage) -> None:
+@pytest.mark.parametrize("progressive", [False, True])
+async def test_ten_photos_of_12_megapixels_take_60_mb_at_most(stage: Stage, progressive: bool) -> None:
     anna = stage.person()
     stage.gemini.rule("photos, numbered", FOUND)
-    photos = [photo(n, 3000, 4000) for n in range(10)]
+    photos = [photo(n, 3000, 4000, progressive=progressive) for n in range(10)]
     assert all(len(data) > 3_000_000 for data in photos)
     async with stage.bot() as okun:
         idle = memory(okun, "VmRSS")
@@ -90,6 +93,17 @@ async def test_ten_photos_of_12_megapixels_take_60_mb_at_most(stage: Stage) -> N
         await pressed(stage, anna, t("avatar.button.train_yes"))
         await said(stage, anna, t("avatar.ready", name="Anna"))
         assert memory(okun, "VmHWM") < idle + MOST_MB
+
+
+async def test_a_photo_that_is_kept_whole_while_it_is_read_is_refused_and_takes_nothing(stage: Stage) -> None:
+    anna = stage.person()
+    async with stage.bot() as okun:
+        idle = memory(okun, "VmRSS")
+        await begin(stage, anna)
+        forget_most(okun)
+        album(stage, anna, photo(1, 3000, 4000, progressive=True, subsampling=0))
+        await said(stage, anna, t("photo.large", width="3000", height="4000"))
+        assert memory(okun, "VmHWM") < idle + MOST_MB / 2
 
 
 async def test_a_kill_while_photos_are_looked_at_and_while_a_model_looks(stage: Stage) -> None:
