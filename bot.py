@@ -12812,7 +12812,7 @@ MOST_IN_LETTER = 12  # code points that are one character to a reader: a family 
 MAX_IDENTITY = 2000
 DRAFTS_KEPT_S = 30 * DAY_S
 BAR_CELLS = 10
-GENDERS = ("male", "female")
+GENDERS = {"male": "a man", "female": "a woman"}  # what a model is told of each
 DOUBTS = ("dark", "bright", "flat", "poor")
 AVATAR_STATES = ("draft", "photos_uploading", "ready_for_training", "training", "completed", "error", "cancelled")
 UNFINISHED = frozenset(AVATAR_STATES) - {"training", "completed"}
@@ -12843,6 +12843,11 @@ class Avatar(NamedTuple):
     main: bool
     card: str  # what never changes about them
     error: str | None
+
+    @property
+    def known(self) -> str:
+        """What was said of them, for a model."""
+        return f"It is {GENDERS[self.gender]}." if self.gender else ""
 
 
 class AvatarCard(NamedTuple):
@@ -13330,9 +13335,9 @@ async def patient_photo(app: App, photo: AvatarPhoto) -> bytes:
     return await see_file(app, photo.file_id, small_photo, large=photo.document)
 
 
-async def identify(app: App, job: Job, photos: tuple[Media, ...]) -> Identity:
+async def identify(app: App, job: Job, mine: Avatar, photos: tuple[Media, ...]) -> Identity:
     """Who is on the photos, as a model sees them. Raises BotError, LlmError."""
-    text = f"These are {len(photos)} photos, numbered from 1 in this order."
+    text = f"These are {len(photos)} photos, numbered from 1 in this order. {mine.known}".strip()
     ask = Ask(IDENTITY_PROMPT, (Said("user", text, photos),), job.chat_id, job.user_id)
     try:
         async with app.heavy:
@@ -13380,7 +13385,7 @@ async def train_avatar(app: App, job: Job) -> JobEnd:
     if mine is None or mine.status != "training":
         raise BotError("avatar.closed")
     photos = await photos_of(app.db.reader, mine.id)
-    answer = await identify(app, job, await photos_for_model(app, photos))
+    answer = await identify(app, job, mine, await photos_for_model(app, photos))
     chosen = [photos[number].id for number in chosen_of(answer, len(photos))]
     card = whole(answer.card.strip())[:MAX_IDENTITY]
 
@@ -13942,14 +13947,15 @@ async def reference(app: App, file_id: str) -> Media:
 
 async def faces(app: App, user_id: int, avatar_id: int) -> list[Media]:
     """Photos of whom an avatar is of, as far as Telegram has them. Raises BotError where those are too few."""
-    found = []
+    found, fault = [], BotError("draw.faceless")
     for file_id in await faces_of(app, user_id, avatar_id):
         try:
             found.append(await reference(app, file_id))
         except BotError as error:
             log.warning("a photo of an avatar is not there: %s", error.key)
+            fault = error if isinstance(error, Unavailable) else fault  # it may be there again in a minute
     if len(found) < LEAST_FACES:
-        raise BotError("draw.faceless")
+        raise fault
     return found
 
 
@@ -13959,7 +13965,7 @@ async def draw_wish(app: App, job: Job, wish: Wish) -> Media:
     if wish.avatar_id:
         known = await faces(app, job.user_id, wish.avatar_id)
         avatar = await avatar_by_id(app.db.reader, wish.avatar_id, job.user_id)
-        card = avatar.card if avatar else ""
+        card = f"{avatar.known} {avatar.card}".strip() if avatar else ""
     files = wish.files[: MOST_REFERENCES - len(known)]
     references = (*known, *[await reference(app, file_id) for file_id in files])
     words = drawing_words(wish, card, len(known))
@@ -14397,7 +14403,17 @@ async def verb_prompt(app: App, who: Who, owner: int, picture: Drawn) -> None:
 
 
 async def verb_gallery(app: App, who: Who, owner: int, picture: Drawn) -> None:
-    await open_panel_for(app, who, owner, "gallery", picture.id)
+    """The gallery at this picture, in private; from a group the way leads there."""
+
+    async def there(app: App, user_id: int, lang: str) -> None:
+        await open_panel(app, Who(user_id, 0, user_id, lang, private=True), "gallery", str(picture.id))
+
+    if owner < 0:
+        raise BotError("gallery.anonymous")
+    if who.private:
+        await open_panel_for(app, who, owner, "gallery", picture.id)
+    else:
+        await send_privately(app, who, "gallery", there)
 
 
 async def verb_love(app: App, who: Who, owner: int, picture: Drawn) -> None:

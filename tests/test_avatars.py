@@ -149,7 +149,8 @@ async def test_an_avatar_from_the_first_question_to_the_notice(okun: Okun, chat:
     pressed = await click(chat, "train_yes")
     [ask] = model.asks
     sizes = [Image.open(io.BytesIO(media.data)).size for media in ask.said[0].media]
-    assert sizes == [(600, 800)] * 5 and ask.schema and "5 photos" in ask.said[0].text
+    assert sizes == [(600, 800)] * 5 and ask.schema
+    assert ask.said[0].text == "These are 5 photos, numbered from 1 in this order. It is a woman."
     assert avatars(okun, "name, status, main, card, gender") == [("Anna at the lake", "completed", 1, CARD, "female")]
     assert [row[0] for row in okun.rows("SELECT chosen FROM avatar_photos ORDER BY id")] == [1, 1, 1, 0, 0]
     assert not [reply for reply in chat.replies if reply.id == pressed.message.id]  # the job's message went

@@ -574,6 +574,29 @@ async def test_with_me_the_card_and_the_photos_go_along(okun: Okun, chat: Room, 
     assert pictures(okun, "me") == [1] and pressed.replies[-1].text.endswith("1:1 · Ann")
 
 
+@pytest.mark.parametrize(("gender", "told"), [("female", "It is a woman. Green eyes"), ("", "about them. Green eyes")])
+async def test_what_was_said_of_an_avatar_goes_along(
+    okun: Okun, chat: Room, model: Script, gender: str, told: str
+) -> None:
+    id_ = await avatar(okun, chat)
+    async with okun.app.db.tx() as tx:
+        await tx.run("UPDATE avatars SET gender = ? WHERE id = ?", gender, id_)
+    await chat.say("/draw me on a horse")
+    assert told in model.wishes[-1].prompt
+
+
+@settings(price_image=4)
+async def test_photos_that_cannot_be_had_for_a_moment_are_not_told_to_be_lost(
+    okun: Okun, chat: Room, model: Script
+) -> None:
+    await pay(okun, ANNA, 4)
+    await avatar(okun, chat)
+    okun.telegram.fault("timeout", "download", times=1)
+    await chat.say("/draw me on a horse")
+    assert jobs(okun) == ["refunded"] and coins(okun) == 4 and not model.wishes
+    assert okun.t("media.unreachable") in chat.replies[-1].text
+
+
 async def test_with_me_and_photos_both_go_along(okun: Okun, chat: Room, model: Script) -> None:
     await avatar(okun, chat)
     await chat.say("/draw")
@@ -1032,6 +1055,18 @@ async def test_the_gallery_opens_in_a_message_of_its_own(okun: Okun, chat: Room)
 
 
 @pytest.mark.usefixtures("gallery")
+async def test_from_a_group_the_gallery_is_opened_in_private(okun: Okun, group: Room, model: Script) -> None:
+    await group.say("/draw a cat")
+    picture = next(reply for reply in group.replies if reply.picture)
+    button = okun.t("draw.button.gallery")
+    assert [reply.text for reply in (await group.press(button, message=picture)).replies] == [okun.t("private.start")]
+    chat = okun.private("Anna")
+    await chat.say("/start")
+    pressed = await group.press(button, message=picture)
+    assert okun.t("private.sent") in [reply.text for reply in pressed.replies]
+    assert chat.replies[-1].text == "the gallery"
+
+
 async def test_nobody_presses_anothers_buttons(okun: Okun, group: Room, model: Script) -> None:
     picture = await draw(group)
     for data in picture.data:
