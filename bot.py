@@ -8694,27 +8694,38 @@ async def bytes_clean(app: App) -> None:
             await mark_unclean(tx)
 
 
+async def exported(app: App, user_id: int) -> AsyncIterator[tuple[str, str]]:
+    """(name of a list, entry as JSON) of what there is too much of to hold it all at once."""
+    after = 0
+    while rows := await messages_of(app.db.reader, user_id, after, EXPORT_SLICE):
+        after = rows[-1]["id"]
+        for row in rows:
+            yield "messages", json_dumps(export_message(row))
+    after = 0
+    while rows := await pictures_of(app.db.reader, user_id, after, EXPORT_SLICE):
+        after = rows[-1]["id"]
+        for row in rows:
+            yield "pictures", json_dumps({**dict(row), "wish": json_loads(row["wish"])})
+
+
 async def write_export(app: App, user_id: int, path: Path) -> list[Path]:
     """All that is stored of a person, as JSON files of 45 MB at most; in their private chat the bot's words, too."""
     head = await export_head(app, user_id)
     paths: list[Path] = []
-    after, file, size = 0, None, 0
+    file, size, among, begun = next_export(path, paths, head, None), 0, "messages", False
     try:
-        while rows := await messages_of(app.db.reader, user_id, after, EXPORT_SLICE):
-            after = rows[-1]["id"]
-            for row in rows:
-                if file is None or size > MAX_EXPORT_BYTES:
-                    file = next_export(path, paths, head, file)
-                    size = 0
-                line = json_dumps(export_message(row))
-                file.write(("," if size else "") + "\n" + line)
-                size += len(line.encode())
-        if file is None:
-            file = next_export(path, paths, head, file)
-        file.write("\n]}\n")
+        async for name, line in exported(app, user_id):
+            if size > MAX_EXPORT_BYTES:
+                file, size, among, begun = next_export(path, paths, head, file), 0, "messages", False
+            if name != among:
+                file.write(f'\n],"{name}":[')
+                among, begun = name, False
+            file.write(("," if begun else "") + "\n" + line)
+            begun = True
+            size += len(line.encode())
+        file.write("\n]}\n" if among == "pictures" else '\n],"pictures":[]}\n')
     finally:
-        if file:
-            file.close()
+        file.close()
     return paths
 
 
@@ -8737,6 +8748,15 @@ def export_message(row: sqlite3.Row) -> dict[str, Any]:
     if row["media"]:
         found["media"] = json_loads(row["media"])
     return found
+
+
+async def pictures_of(db: Queries, user_id: int, after: int, most: int) -> list[sqlite3.Row]:
+    """The pictures of somebody's gallery after this one."""
+    return await db.all(
+        """SELECT id, chat_id, file_id, original_id, wish, favourite, made_at FROM pictures
+           WHERE user_id = ? AND id > ? ORDER BY id LIMIT ?""",
+        user_id, after, most,
+    )  # fmt: skip
 
 
 async def avatars_exported(db: Queries, user_id: int) -> list[dict[str, Any]]:

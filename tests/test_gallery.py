@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import json
 import re
 from collections.abc import Iterable
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -504,15 +506,36 @@ async def test_months_of_long_ago_are_one_line(okun: Okun, t: Any) -> None:
     assert lines[-1] == t("before", count=12) and lines[-2] == "01.2025: 1" and lines[-13] == "12.2025: 1"
 
 
-async def test_profile_and_export_have_the_pictures(okun: Okun, chat: Room) -> None:
+async def exports(okun: Okun, path: Path) -> list[dict[str, Any]]:
+    """What is exported of Anna."""
+    return [json.loads(file.read_text("utf-8")) for file in await bot.write_export(okun.app, ANNA, path)]
+
+
+async def test_profile_and_export_have_the_pictures(okun: Okun, chat: Room, tmp_path: Path) -> None:
     await chat.say("/profile")
     await add(okun, 3, wish=wish("a cat in a boat"), favourite=1)
     [profile] = await chat.say("/profile")
     assert okun.t("profile.pictures", pictures=3) in profile.text
     assert (await chat.press(okun.t("menu.to.gallery"), message=profile)).replies[0].picture
-    head = await bot.export_head(okun.app, ANNA)
-    assert [one["wish"]["prompt"] for one in head["pictures"]] == ["a cat in a boat"] * 3
-    assert head["pictures"][0]["favourite"] == 1
+    [document] = await exports(okun, tmp_path)
+    assert [one["wish"]["prompt"] for one in document["pictures"]] == ["a cat in a boat"] * 3
+    assert document["pictures"][0]["favourite"] == 1 and len(document["messages"]) > 1
+
+
+@pytest.mark.parametrize(("slice_", "most"), [(1, 10**6), (3, 600), (7, 1), (100, 2000)])
+async def test_a_large_gallery_is_exported_in_slices_and_files(
+    okun: Okun, chat: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slice_: int, most: int
+) -> None:
+    """Ten thousand wishes at once would take 180 MB."""
+    monkeypatch.setattr(bot, "EXPORT_SLICE", slice_)
+    monkeypatch.setattr(bot, "MAX_EXPORT_BYTES", most)
+    await chat.say("hello")
+    await numbered(okun, 10)
+    await add(okun, by=BORYS, wish=wish("not hers"))
+    documents = await exports(okun, tmp_path)
+    found = [one["wish"]["prompt"] for document in documents for one in document.get("pictures", ())]
+    assert found == [f"fish {n}" for n in range(1, 11)] and (len(documents) > 1) is (most < 10**6)
+    assert [one["text"] for document in documents for one in document["messages"]].count("hello") == 1
 
 
 async def test_what_is_forgotten_is_not_in_the_gallery(okun: Okun, chat: Room) -> None:
