@@ -4,6 +4,7 @@ forged; what panels show, what a press costs, and how pictures and texts take ea
 from __future__ import annotations
 
 import dataclasses
+import io
 import random
 import re
 from collections import Counter, deque
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ANNA, BORYS, NOON, TEXTS, Later, Okun, Pressed, Reply, Room, settings
+from PIL import Image
 
 import bot
 
@@ -26,7 +28,8 @@ TABLES = ("SELECT id, user_id, version, link FROM personas", "SELECT * FROM pers
           "SELECT chat_id, policy, lang, rich, voice, quiet_until, persona, persona_id, temper, temper_id FROM chats",
           "SELECT chat_id, user_id, kind, data FROM forms", "SELECT user_id, lang FROM users WHERE lang IS NOT NULL",
           "SELECT count(*) FROM messages WHERE user_id IS NOT NULL", "SELECT * FROM ledger", "SELECT * FROM payments",
-          "SELECT * FROM promos")  # fmt: skip
+          "SELECT * FROM promos", "SELECT id, name, status, main FROM avatars", "SELECT id, chosen FROM avatar_photos",
+          "SELECT id, favourite FROM pictures", "SELECT id, state FROM jobs")  # fmt: skip
 
 
 def room_of(okun: Okun, lang: str, place: str) -> Room:
@@ -79,9 +82,57 @@ async def enrich(okun: Okun, room: Room, lang: str, talked: int = 12) -> None:
     await bot.save_persona(okun.app, who, owner, None, bot.PersonaText("Тінь 🌘", "Щ" * 2500))
 
 
+STATES = ("completed", "completed", "error", "ready_for_training", "draft")
+
+
+async def pictured(okun: Okun, room: Room) -> None:
+    """Give a person avatars in every state, and a gallery."""
+    owner, now = okun.person(room.by)["id"], int(NOON)
+    fault = bot.json_dumps({"key": "avatar.photos_gone", "numbers": "1, 2"})
+    async with okun.app.db.tx() as tx:
+        await bot.ensure_person(tx, owner)
+        for id_, status in enumerate(STATES, 1):
+            await tx.run(
+                """INSERT INTO avatars (id, user_id, name, gender, status, main, error, made_at, changed_at)
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                id_, owner, "" if status == "draft" else "Щ" * 30, "" if id_ == 1 else "female", status, id_ == 1,
+                fault if status == "error" else None, now, now,
+            )  # fmt: skip
+            for number in range(0 if status == "draft" else 4):
+                await tx.run(
+                    """INSERT INTO avatar_photos (avatar_id, file_id, file_unique_id, document, width, height, quality,
+                         looks, chosen, added_at) VALUES (?, ?, ?, 0, 600, 600, 1, ?, 1, ?)""",
+                    id_, photo_at_telegram(okun), f"{id_} {number}", f"{number:032x}", now,
+                )  # fmt: skip
+        for number in range(3):
+            wish = bot.Wish("Щука 🐟 " * 50, style="oil", avatar_id=1 if number % 2 else None)
+            made = await bot.put_job(
+                tx, who_of(okun, room), "draw", "images", wish._asdict(), 0, now - 86_400 * 9 * number, ""
+            )
+            await tx.run("UPDATE jobs SET state = 'done', told = 1, ended_at = ? WHERE id = ?", now, made.id)
+            await bot.put_picture(tx, made, photo_at_telegram(okun), wish, now - 86_400 * 9 * number)
+    okun.app.avatars.forget(owner)
+
+
+def photo_at_telegram(okun: Okun) -> str:
+    out = io.BytesIO()
+    Image.new("RGB", (600, 600), "red").save(out, "PNG")
+    return str(okun.telegram.store_file("photo", out.getvalue(), width=600, height=600).card["file_id"])
+
+
 # -- the walker
 
-LAST = ("psave", "pdrop", "pdel", "tdel", "mdel", "rdel", "avdrop", "avdel")  # after these there is less to see
+LAST = (
+    "psave",
+    "pdrop",
+    "pdel",
+    "tdel",
+    "mdel",
+    "rdel",
+    "gallery_delete",
+    "avdrop",
+    "avdel",
+)  # after these there is less to see
 ALIKE = 4  # buttons that differ in nothing but a number are pressed so often
 
 
@@ -98,6 +149,10 @@ class Walk:
     @property
     def root(self) -> str:
         return f"m2:{self.message.data[-1].split(':')[1]}:menu:"
+
+    @property
+    def close(self) -> str:
+        return self.root.replace(":menu:", ":close:")
 
     def kinds(self) -> dict[str, str]:
         """One button of each kind: those that lead to the same panel, or do the same."""
@@ -117,6 +172,11 @@ def rank(data: str) -> int:
     """Ways first, then what changes something, then what takes something away, and forgetting at the very end."""
     kind, _, name, *_ = [*data.split(":"), ""]
     return 20 if kind == "f1" else 0 if kind == "m2" else 2 + LAST.index(name) if name in LAST else 1
+
+
+def likeness(data: str) -> str:
+    """The same for buttons that differ in nothing but numbers, or in what a gallery filters by."""
+    return re.sub(r"\d+[dh]?|(?<=\d)[<>.][.anf\d]*$", "#", data)
 
 
 def bad_notes(okun: Okun) -> set[str]:
@@ -143,7 +203,7 @@ async def walk(room: Room, deepest: int = 20, alike: int = ALIKE) -> Walk:
         shown = walked.shown[data] = walked.message
         for found in shown.data:
             assert len(found.encode()) <= 64
-            like = re.sub(r"\d+[dh]?", "#", found)
+            like = likeness(found)
             if found in walked.parent or found == walked.root or walked.alike[like] >= alike:
                 continue
             if found.split(":")[2:3] == ["close"]:
@@ -155,9 +215,12 @@ async def walk(room: Room, deepest: int = 20, alike: int = ALIKE) -> Walk:
 
 
 def way_back(walked: Walk, data: str) -> list[str]:
-    """The panels that the last button of each leads back to, from what a button showed up to the menu."""
+    """The panels that the last button of each leads back to, from what a button showed up to the menu, or to where a
+    message of its own is closed."""
     backs: list[str] = []
-    while data != walked.root and len(backs) < 9:
+    while data not in (walked.root, walked.close) and len(backs) < 9:
+        if data not in walked.shown:  # enough of its like were pressed
+            data = next(one for one in walked.shown if likeness(one) == likeness(data))
         data = walked.shown[data].data[-1]
         backs.append(data)
     return backs
@@ -168,11 +231,20 @@ def way_back(walked: Walk, data: str) -> list[str]:
 async def test_every_button_of_every_panel_works_and_leads_back(okun: Okun, lang: str, place: str) -> None:
     room = room_of(okun, lang, place)
     await enrich(okun, room, lang, talked=12 if (lang, place) == ("uk", "group") else 0)  # pictures take their time
+    if place == "private":
+        await pictured(okun, room)
     walked = await walk(room)
     assert {spec.name for spec in entries_in(place)} <= {data.split(":")[2] for data in walked.parent}
+    names = {data.split(":")[2] for data in walked.parent}
+    if place == "private":
+        assert {
+            *("picture", "gallery_filter", "gallery_ask", "gallery_stats", "gallery_drop", "gallery_delete"),
+            *("avatar", "avgender", "avname", "avphotos", "avphoto", "avdrop", "avtrain", "avmain", "avdel"),
+            *("draw_set", "draw_go", "again", "love", "prompt", "file"),
+        } <= names
     for data in walked.parent:
         if not data.startswith("f1"):
-            assert way_back(walked, data)[-1] == walked.root, data
+            assert way_back(walked, data)[-1] in (walked.root, walked.close), data
     pressed = await walked.press(walked.root)
     assert {*walked.message.data} == {*walked.shown[walked.root].data} and pressed.message.id == walked.message.id
     last = walked.message.data[-1]
@@ -222,6 +294,7 @@ async def test_every_kind_of_button_refuses_a_stranger(okun: Okun) -> None:
 async def test_every_kind_of_button_works_after_a_restart(okun: Okun) -> None:
     chat = room_of(okun, "uk", "private")
     await enrich(okun, chat, "uk", talked=0)
+    await pictured(okun, chat)
     walked = await walk(chat, deepest=1)
     await okun.restart()
     for data in sorted(walked.kinds().values(), key=rank):
