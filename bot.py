@@ -598,9 +598,9 @@ class Texts:
         return f"{n} {plural(lang, n, self._flat[lang][key])}"
 
     def means(self, text: str, name: str) -> bool:
-        """Is a text one of the words of a list, in any language? People mix them."""
+        """Is a text one of the words of a list, in any language? People mix them, and end them with a mark."""
         words = (normal(word) for lang in LANGS for word in self.words(lang, "words", name))
-        return normal(text.strip()) in words
+        return normal(text.strip().rstrip("!.… ")) in words
 
     def span(self, lang: str, seconds: float, *, into: bool = False) -> str:
         """A duration in words, in its largest unit that does not blur it: "2 години"; `into`: as after "за"."""
@@ -6911,7 +6911,7 @@ class JobSpec(NamedTuple):
     failed: Callable[[Tx, Job, str], Awaitable[None]] | None
     queued: Callable[[Tx, Job], Awaitable[None]] | None
     after: Callable[[App, Job], Awaitable[None]] | None
-    change: str
+    change: Callable[[App, Job], tuple[str, CallbackData]] | None
     times: Callable[[Mapping[str, Any]], int]
 
 
@@ -6943,7 +6943,7 @@ def job(
     failed: Callable[[Tx, Job, str], Awaitable[None]] | None = None,
     queued: Callable[[Tx, Job], Awaitable[None]] | None = None,
     after: Callable[[App, Job], Awaitable[None]] | None = None,
-    change: str = "",
+    change: Callable[[App, Job], tuple[str, CallbackData]] | None = None,
     times: Callable[[Mapping[str, Any]], int] = once,
 ) -> Callable[[T], T]:
     """Register who does a kind of job: `(app, job)` returns JobEnd; BotError where it fails. It may be done twice: a
@@ -6952,8 +6952,7 @@ def job(
     `pool`: of POOLS; `quota`: of a day, of which there are so many (`most`); `price`: in coins, so many `times` by what
     is to be done, and the `reason` in the ledger; `failed` is called in the transaction that ends one without success,
     with its new state, `queued` in the one that queues one, also where it is asked for again; `after` either of these,
-    or success, was stored; `change`: the panel (in private; its arg is j and the id) where what it was asked for can be
-    changed.
+    or success, was stored; `change`: the button that leads to where what it was asked for can be changed, in private.
     """
 
     def register(run: T) -> T:
@@ -6999,10 +6998,8 @@ def job_rows(app: App, job: Job) -> list[Row]:
     if job.state == "done" or job.kind not in JOBS:
         return []
     again = do(app.texts(job.lang, "job.button.again"), job.user_id, "job_again", job.id)
-    panel = JOBS[job.kind].change if job.chat_id > 0 else ""
-    return [
-        [again, go(app.texts(job.lang, "job.button.change"), job.user_id, panel, f"j{job.id}")] if panel else [again]
-    ]
+    change = JOBS[job.kind].change
+    return [[again, change(app, job)] if change and job.chat_id > 0 else [again]]
 
 
 # -- queries
@@ -13398,6 +13395,7 @@ async def tell_trained(app: App, job: Job) -> None:
     failed=training_failed,
     queued=begin_training,
     after=training_moved,
+    change=lambda app, job: go(app.texts(job.lang, "avatar.button.card"), job.user_id, "avatar", job.data["avatar"]),
 )
 async def train_avatar(app: App, job: Job) -> JobEnd:
     """Have a model write the identity card of whoever is on the photos, and pick the best of them. Raises BotError."""
@@ -13530,8 +13528,17 @@ def unfinished_rows(app: App, lang: str, owner: int, mine: AvatarCard) -> list[R
     return [train, [go(t("avatar.button.more"), owner, "avphotos", id_), *look]]
 
 
+def require_models(app: App) -> None:
+    """Nobody collects photos, or pays, for what no model looks at, or could draw. Raises BotError."""
+    if not app.llm:
+        raise BotError("avatar.no_llm")
+    if not app.llm.can("draw"):
+        raise BotError("draw.no_model")
+
+
 @act("avnew")
 async def new_avatar_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    require_models(app)
     return Done(None, "avgender", str(await new_avatar(app, owner)))
 
 
@@ -13648,8 +13655,7 @@ async def drop_photo_act(app: App, who: Who, owner: int, arg: str) -> Done:
 async def training_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     """What is going to happen, and what it costs, before it does."""
     t, mine = functools.partial(app.texts, who.lang), await unfinished_avatar(app, owner, arg)
-    if not app.llm:
-        raise BotError("avatar.no_llm")
+    require_models(app)
     if mine.photos < LEAST_PHOTOS:
         raise BotError("avatar.few", least=LEAST_PHOTOS)
     photos, price = app.texts.counted(who.lang, "avatar.photos", mine.photos), app.settings.price_avatar
@@ -13662,8 +13668,7 @@ async def training_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
 @act("avtrain")
 async def train_act(app: App, who: Who, owner: int, arg: str) -> Done:
     mine = await unfinished_avatar(app, owner, arg)
-    if not app.llm:
-        raise BotError("avatar.no_llm")
+    require_models(app)
     id_ = await queue_job(app, who, "train", {"avatar": mine.avatar.id})
     await drop_form(app, who, "photos")
     return Done(None, "job", str(id_))
@@ -14050,7 +14055,7 @@ async def after_drawing(app: App, job: Job) -> None:
     most=lambda settings: settings.images_per_day,
     price=lambda settings: settings.price_image,
     reason="image",
-    change="draw",
+    change=lambda app, job: go(app.texts(job.lang, "job.button.change"), job.user_id, "draw", f"j{job.id}"),
     after=after_drawing,
 )
 async def draw_job(app: App, job: Job) -> JobEnd:

@@ -597,6 +597,10 @@ async def test_a_making_that_fails_is_an_error_and_costs_nothing(
     assert len(model.asks) == (2 if "JSON" in fault else 1)
     assert avatars(okun) == [("Me", "error", 0)] and coins(okun) == 50
     assert okun.t(key) in chat.replies[-1].text and "30 🪙" in chat.replies[-1].text
+    failed = chat.replies[-1]
+    assert failed.buttons == [okun.t("job.button.again"), okun.t("avatar.button.card")]
+    card = (await chat.press(okun.t("avatar.button.card"))).replies[-1]
+    assert okun.t("avatar.button.more") in card.buttons
     [listed] = await chat.say("/avatars")
     assert "⚠ Me" in listed.buttons
     card = (await chat.press("⚠ Me")).replies[-1]
@@ -648,6 +652,16 @@ async def test_without_the_coins_nothing_begins(okun: Okun, chat: Room, model: S
     pressed = await train(chat)
     assert pressed.note == okun.t("job.short", need=30, have=29)
     assert avatars(okun) == [("Me", "ready_for_training", 0)] and coins(okun) == 29 and model.asks == []
+
+
+async def test_without_a_model_that_draws_no_photos_are_collected(okun: Okun, chat: Room) -> None:
+    await collected(chat)
+    await okun.restart(gemini_image_model=())
+    await chat.say("/avatars")
+    assert (await click(chat, "new")).note == okun.t("draw.no_model") and len(avatars(okun)) == 1
+    await chat.press("📷 Me")
+    assert (await click(chat, "train")).note == okun.t("draw.no_model")
+    assert okun.rows("SELECT * FROM jobs") == []
 
 
 async def test_without_a_model_it_says_so(okun: Okun, chat: Room) -> None:
@@ -906,6 +920,6 @@ async def test_forgetting_somebody_forgets_their_avatars(okun: Okun, chat: Room,
 
 
 def test_every_language_says_what_is_done_in_one_word() -> None:
-    for word in ("done", "Готово", "ВСЕ", "всё", "ready"):
+    for word in ("done", "Готово", "ВСЕ", "всё", "ready", "Готово!", "That's all.", "Всё…"):
         assert TEXTS.means(word, "ready"), word
     assert not TEXTS.means("готово?!", "ready")

@@ -1506,7 +1506,8 @@ async def test_the_pictures_are_pictures(okun: Okun) -> None:
 async def test_what_is_small_keeps_its_colour(okun: Okun) -> None:
     picture = bot.make_report(okun.app, "en", "u", "t", recording(times=3)).picture
     assert isinstance(picture, bytes)
-    colours = [colour for _, colour in Image.open(io.BytesIO(picture)).convert("RGB").getcolors(256) or ()]
+    shown = Image.open(io.BytesIO(picture)).convert("RGB").getcolors(256) or ()
+    colours = [colour for _, colour in shown if isinstance(colour, tuple)]
     for wanted in (*bot.PAUSE_COLOURS.values(), bot.FILLER_COLOUR):
         red, green, blue = bytes.fromhex(wanted[1:])
         nearest = min(max(abs(r - red), abs(g - green), abs(b - blue)) for r, g, b in colours)

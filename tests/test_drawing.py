@@ -1054,6 +1054,16 @@ async def test_the_gallery_opens_in_a_message_of_its_own(okun: Okun, chat: Room)
     assert opened.text == "the gallery" and picture in chat.replies
 
 
+async def test_from_a_group_the_gallery_opens_in_private(okun: Okun, group: Room) -> None:
+    picture = await draw(group)
+    pressed = await group.press(okun.t("draw.button.gallery"), message=picture)
+    assert [reply.text for reply in pressed.replies] == [okun.t("private.start")]
+    await okun.private("Anna").say("/start")
+    pressed = await group.press(okun.t("draw.button.gallery"), message=picture)
+    assert [reply.text for reply in pressed.replies] == [okun.t("private.sent")]
+    assert okun.private("Anna").replies[-1].picture
+
+
 @pytest.mark.usefixtures("gallery")
 async def test_from_a_group_the_gallery_is_opened_in_private(okun: Okun, group: Room, model: Script) -> None:
     await group.say("/draw a cat")

@@ -499,7 +499,7 @@ async def test_who_cannot_pay_is_told(okun: Okun, chat: Room, model: Script) -> 
     await give_coins(okun, 5)
     await offered(chat, duration=61)
     await chat.press(label(okun, "transcript"))
-    assert chat.replies[-1].text == okun.t("ledger.short", need=6, have=5, icon="🪙") and model.recordings == []
+    assert chat.replies[-1].text == okun.t("job.short", need=6, have=5) and model.recordings == []
 
 
 @settings(price_speech_minute=1)

@@ -87,7 +87,7 @@ def studio(monkeypatch: pytest.MonkeyPatch) -> Studio:
         studio.failed,
         studio.queued,
         studio.after,
-        "",
+        None,
         bot.once,
     )
     monkeypatch.setitem(bot.JOBS, KIND, spec)

@@ -228,6 +228,23 @@ def test_labels_fit_on_buttons_and_notes_into_pop_ups(lang: str) -> None:
 
 
 @pytest.mark.parametrize("lang", bot.LANGS)
+def test_no_text_says_the_same_twice(lang: str) -> None:
+    for key in KEYS:
+        for text in said(lang, key):
+            begun = [paragraph[:40] for paragraph in text.split("\n") if len(paragraph) > 40]
+            assert len(begun) == len(set(begun)), key
+
+
+@pytest.mark.parametrize(
+    ("lang", "words"),
+    [("en", ("picture", "avatar")), ("uk", ("картин", "аватар")), ("ru", ("картин", "аватар"))],
+)
+def test_who_has_all_forgotten_knows_that_pictures_go_too(lang: str, words: tuple[str, str]) -> None:
+    assert all(word in TEXTS(lang, "forget.ask") for word in words)
+    assert words[0] in TEXTS(lang, "forget.ask_group")
+
+
+@pytest.mark.parametrize("lang", bot.LANGS)
 def test_each_command_has_a_description_that_telegram_takes(lang: str) -> None:
     for name in bot.COMMANDS:
         assert 1 <= len(TEXTS(lang, f"command.{name}")) <= 256, name
