@@ -7385,7 +7385,8 @@ async def job_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     """How a job stands. The message in which it is shown is kept up to date."""
     job = await job_here(app, who, owner, arg)
     place = await job_place(app.db.reader, job) if job.state == "queued" else 0
-    words, rows = job_words(app, job, place) or app.texts(job.lang, "job.done"), job_rows(app, job)
+    said, rows = job_words(app, job, place), job_rows(app, job)
+    words = said or app.texts(job.lang, "job.done")
 
     async def placed(message_id: int) -> None:
         app.shown[who.chat_id, message_id] = looks_of(words, keyboard(rows))
@@ -7396,7 +7397,8 @@ async def job_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
         else:  # its end was shown meanwhile, elsewhere
             await unshow(app, who.chat_id, message_id)
 
-    return Panel(words, rows, alone=True, placed=placed if job.open else None)
+    # where there is nothing to say of its end, the message goes again
+    return Panel(words, rows, alone=True, placed=placed if job.open or said is None else None)
 
 
 @act("job_cancel")
@@ -8773,7 +8775,7 @@ async def avatars_exported(db: Queries, user_id: int) -> list[dict[str, Any]]:
 
 
 async def works_exported(db: Queries, user_id: int) -> dict[str, Any]:
-    """What was made for somebody."""
+    """What was made for somebody, but for pictures: those are many."""
     jobs = await db.all(
         "SELECT chat_id, kind, data, state, price, queued_at, ended_at FROM jobs WHERE user_id = ?", user_id
     )
@@ -8791,13 +8793,8 @@ async def works_exported(db: Queries, user_id: int) -> dict[str, Any]:
              SELECT 1 FROM speeches AS s WHERE s.user_id = h.user_id AND s.file_unique_id = h.file_unique_id)""",
         user_id,
     )
-    pictures = await db.all(
-        "SELECT chat_id, file_id, original_id, wish, favourite, made_at FROM pictures WHERE user_id = ? ORDER BY id",
-        user_id,
-    )
     return {
         "avatars": await avatars_exported(db, user_id),
-        "pictures": [{**dict(row), "wish": json_loads(row["wish"])} for row in pictures],
         "speeches": [dict(row) for row in speeches],
         "transcripts": [dict(row) for row in transcripts],
         "jobs": [dict(row) for row in jobs],
