@@ -10,9 +10,10 @@ everything else → a handler → an action → the answer through the Gate → 
 that stores the answer. What a crash leaves in the inbox is done first at the next start.
 
 Sections, each using only what stands above it (`grep '^# ==' bot.py` lists them):
-Settings, Texts, Errors, Logs, Store, Caches, Resilience, Formatting, Pictures, Telegram, LLM, App, Limits, Ledger,
-Memory, Panels, Jobs, Recall, Knowledge, Privacy, Analysis, Personas, Voice, Companion, Reminders, Catchup, Avatars,
-Drawing, Gallery, Hearing, Coach, Payments, Backups, Figures, Owner, Menu, Page, Web, Console, Inbox, Wiring, Main.
+Settings, Texts, Errors, Logs, Migrations, Store, Caches, Resilience, Formatting, Pictures, Telegram, Models, Gemini,
+OpenAI, LLM, App, Limits, Ledger, Memory, Panels, Jobs, Recall, Knowledge, Privacy, Analysis, Personas, Voice,
+Companion, Reminders, Catchup, Avatars, Drawing, Gallery, Hearing, Measures, Coach, Payments, Backups, Figures, Owner,
+Menu, Page, Web, Console, Inbox, Wiring, Main.
 
 Vocabulary:
     chat, topic   a Telegram chat; a forum topic in it (thread_id, 0 where there is none)
@@ -976,9 +977,8 @@ def operation(name: str, **fields: Any) -> Iterator[None]:
             log.log(level, text, extra={"operation": name, "ms": round(took * 1000, 1), **fields})
 
 
-# == Store ============================================================================================================
-# One writing connection, one reader that cannot write. Hot small writes share transactions: whoever waits at that
-# moment is committed together, in one thread hop. What must be atomic takes `async with db.tx() as tx`.
+# == Migrations =======================================================================================================
+# What takes the file of an earlier version to what schema.sql says, one version after another.
 
 SCHEMA_VERSION = 6
 # version -> script that takes a database from it to the next version
@@ -1483,6 +1483,12 @@ CREATE INDEX speeches__in_chat ON speeches (chat_id, user_id);
 CREATE INDEX speeches__of_recording ON speeches (file_unique_id);
 """,
 }
+
+
+# == Store ============================================================================================================
+# One writing connection, one reader that cannot write. Hot small writes share transactions: whoever waits at that
+# moment is committed together, in one thread hop. What must be atomic takes `async with db.tx() as tx`.
+
 BUSY_LIMIT_S = 30.0
 PRAGMAS = (
     "PRAGMA journal_mode = WAL",
@@ -3328,9 +3334,9 @@ async def file_chunks(bot: Bot, file_id: str) -> AsyncIterator[bytes]:
         raise Unavailable("media.unreachable") from error
 
 
-# == LLM ==============================================================================================================
-# Language models over HTTP: Gemini's REST v1beta and anything OpenAI-compatible. One chain of models, best first; what
-# a fault means for the chain and for the user stands in one table.
+# == Models ===========================================================================================================
+# What is said to a language model and what it answers, the same for every provider; what a fault means for the chain
+# of models and for the user stands in one table.
 
 # chat: talk; light: summaries and other work in the background; embed: vectors of texts; speak: voice; draw: pictures;
 # hear: speech with the times of its words; listen: models for talk, which write down speech where no other can
@@ -3615,6 +3621,148 @@ def alternate(said: Iterable[Said], same: Callable[[Said, Said], bool]) -> list[
     if groups and groups[0][0].role == "model":
         groups.insert(0, [Said("user", "…")])
     return groups
+
+
+MOST_INLINE = 14 * 1024 * 1024  # base64 makes 19 MB of it, and a request takes 20
+PLACE = "@recording@"  # in the JSON of a request, of a recording
+SOUND_CHUNK = 3 << 16  # base64 has four letters for three bytes
+UPLOADED_S, UPLOADED_EVERY_S = 120.0, 1.0
+
+
+class RawSound:
+    """A recording as the body of a request, read from disk as it goes."""
+
+    def __init__(self, file: SoundFile) -> None:
+        self._file = file
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self._file.size
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        with await asyncio.to_thread(open, self._file.path, "rb") as content:
+            while chunk := await asyncio.to_thread(content.read, SOUND_CHUNK):
+                yield chunk
+
+
+class SoundBody(RawSound):
+    """A request in JSON with a recording in base64 at PLACE."""
+
+    def __init__(self, body: bytes, file: SoundFile) -> None:
+        super().__init__(file)
+        self._before, _, self._after = body.partition(PLACE.encode())
+
+    @property
+    def size(self) -> int:
+        return len(self._before) + 4 * -(-self._file.size // 3) + len(self._after)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield self._before
+        async for chunk in super().chunks():
+            yield base64.b64encode(chunk)
+        yield self._after
+
+
+Body = Mapping[str, Any] | RawSound | aiohttp.FormData
+
+
+@asynccontextmanager
+async def call_model(
+    http: aiohttp.ClientSession, url: str, headers: Mapping[str, str], body: Body | None, method: str = ""
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """POST the body (GET without one). What goes wrong on the way becomes an LlmFault."""
+    method = method or ("GET" if body is None else "POST")
+    data: Any = json_bytes(body) if isinstance(body, Mapping) else body
+    limit = MODEL_TIMEOUT if body is None or isinstance(body, Mapping) else HEARING_TIMEOUT
+    if isinstance(body, RawSound):
+        data, headers = body.chunks(), {**headers, "Content-Length": str(body.size)}
+    begun = False
+    try:
+        async with http.request(
+            method, parsed_url(url), data=data, headers=headers, timeout=limit, allow_redirects=False
+        ) as answer:
+            begun = answer.status == 200
+            yield answer
+    except aiohttp.ConnectionTimeoutError as error:
+        raise LlmFault("network", "no connection") from error
+    except TimeoutError as error:
+        raise LlmFault("timeout", f"silent for {limit.sock_read} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise LlmFault("cut" if begun else "network", type(error).__name__) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # JSON of another shape than promised
+        raise LlmFault("malformed", type(error).__name__) from error
+
+
+TIME_WORDS = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)\s*s?")
+LANG_NAMES = {"ukrainian": "uk", "russian": "ru", "english": "en"}  # as whisper calls them
+
+
+class Untimed(LlmFault):
+    """A model wrote the speech down, but told no times."""
+
+    def __init__(self, transcript: Transcript) -> None:
+        super().__init__("untimed")
+        self.transcript = transcript
+
+
+def seconds_in(value: Any) -> float | None:
+    """A time as models write it: 1.5, "1.5s", "01:02.5", "1:00:02"; None for anything else."""
+    if isinstance(value, str):
+        found = TIME_WORDS.fullmatch(value.strip())
+        if found is None:
+            return None
+        value = int(found[1] or 0) * 3600 + int(found[2] or 0) * 60 + float(found[3])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < DAY_S:
+        return None
+    return float(value)
+
+
+def span(start: Any, end: Any, before_s: float = 0.0) -> tuple[float, float]:
+    """Start and end in seconds: one that is missing is where the word before ended, or where this one starts."""
+    start_s = seconds_in(start)
+    start_s = before_s if start_s is None else start_s
+    end_s = seconds_in(end)
+    return start_s, max(start_s, start_s if end_s is None else end_s)
+
+
+def spoken_words(entries: Iterable[Any], names: tuple[str, str, str]) -> list[SpokenWord]:
+    """Words of an answer; `names`: how it calls the word, its start, its end. None where it tells no times at all."""
+    words: list[SpokenWord] = []
+    text, start, end = names
+    entries = [one for one in entries if isinstance(one, Mapping) and VISIBLE.search(str(one.get(text) or ""))]
+    if not any(seconds_in(one.get(end)) for one in entries):
+        return []
+    for one in entries:
+        before_s = words[-1].end_s if words else 0.0
+        words.append(SpokenWord(whole(str(one[text]).strip()), *span(one.get(start), one.get(end), before_s)))
+    return words
+
+
+def transcript_of(
+    text: str, words: Sequence[SpokenWord], segments: Sequence[SpokenSegment], lang: str, duration_s: float
+) -> Transcript:
+    """In the order of time. Raises Untimed where something was said, but it is not known when."""
+    by_time = tuple(sorted(words, key=lambda word: word.start_s))
+    parts = (
+        () if words else tuple(sorted((one for one in segments if VISIBLE.search(one.text)), key=lambda s: s.start_s))
+    )
+    text = whole(text.strip()) or " ".join(part.text for part in by_time or parts)
+    last_s = max((part.end_s for part in by_time or parts), default=0.0)
+    made = Transcript(text if VISIBLE.search(text) else "", by_time, parts, lang_code(lang), max(duration_s, last_s))
+    if made.text and not (by_time or parts):
+        raise Untimed(made._replace(segments=(SpokenSegment(0.0, made.duration_s, made.text),)))
+    return made
+
+
+def lang_code(lang: str) -> str:
+    """ "uk-UA", "Ukrainian" → "uk"; "" for what is no code."""
+    name = re.split(r"[-_]", lang.strip().lower())[0]
+    return LANG_NAMES.get(name, name if re.fullmatch("[a-z]{2,3}", name) else "")
+
+
+# == Gemini ===========================================================================================================
+# Google's models over REST, v1beta: requests, server-sent events, answers, faults.
 
 
 class Traits(NamedTuple):
@@ -4065,6 +4213,10 @@ def gemini_fault(status: int, text: str) -> LlmFault:
     return LlmFault(kinds.get(status, "server" if status >= 500 else "request"), detail)
 
 
+# == OpenAI ===========================================================================================================
+# Anything OpenAI-compatible, likewise.
+
+
 class OpenAi:
     """Anything with POST /chat/completions, https://platform.openai.com/docs/api-reference/chat."""
 
@@ -4305,75 +4457,9 @@ def openai_fault(status: int, text: str, retry_after: str | None) -> LlmFault:
     return LlmFault(kinds.get(status, "server" if status >= 500 else "request"), detail)
 
 
-MOST_INLINE = 14 * 1024 * 1024  # base64 makes 19 MB of it, and a request takes 20
-PLACE = "@recording@"  # in the JSON of a request, of a recording
-SOUND_CHUNK = 3 << 16  # base64 has four letters for three bytes
-UPLOADED_S, UPLOADED_EVERY_S = 120.0, 1.0
-
-
-class RawSound:
-    """A recording as the body of a request, read from disk as it goes."""
-
-    def __init__(self, file: SoundFile) -> None:
-        self._file = file
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self._file.size
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        with await asyncio.to_thread(open, self._file.path, "rb") as content:
-            while chunk := await asyncio.to_thread(content.read, SOUND_CHUNK):
-                yield chunk
-
-
-class SoundBody(RawSound):
-    """A request in JSON with a recording in base64 at PLACE."""
-
-    def __init__(self, body: bytes, file: SoundFile) -> None:
-        super().__init__(file)
-        self._before, _, self._after = body.partition(PLACE.encode())
-
-    @property
-    def size(self) -> int:
-        return len(self._before) + 4 * -(-self._file.size // 3) + len(self._after)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        yield self._before
-        async for chunk in super().chunks():
-            yield base64.b64encode(chunk)
-        yield self._after
-
-
-Body = Mapping[str, Any] | RawSound | aiohttp.FormData
-
-
-@asynccontextmanager
-async def call_model(
-    http: aiohttp.ClientSession, url: str, headers: Mapping[str, str], body: Body | None, method: str = ""
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """POST the body (GET without one). What goes wrong on the way becomes an LlmFault."""
-    method = method or ("GET" if body is None else "POST")
-    data: Any = json_bytes(body) if isinstance(body, Mapping) else body
-    limit = MODEL_TIMEOUT if body is None or isinstance(body, Mapping) else HEARING_TIMEOUT
-    if isinstance(body, RawSound):
-        data, headers = body.chunks(), {**headers, "Content-Length": str(body.size)}
-    begun = False
-    try:
-        async with http.request(
-            method, parsed_url(url), data=data, headers=headers, timeout=limit, allow_redirects=False
-        ) as answer:
-            begun = answer.status == 200
-            yield answer
-    except aiohttp.ConnectionTimeoutError as error:
-        raise LlmFault("network", "no connection") from error
-    except TimeoutError as error:
-        raise LlmFault("timeout", f"silent for {limit.sock_read} s") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise LlmFault("cut" if begun else "network", type(error).__name__) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # JSON of another shape than promised
-        raise LlmFault("malformed", type(error).__name__) from error
+# == LLM ==============================================================================================================
+# One chain of models, best first, for each capability: who is asked, what it costs, what is tried after a fault, and
+# JSON of a shape out of whatever a model says.
 
 
 class Price(NamedTuple):
@@ -4770,71 +4856,6 @@ HEAR = (
     "sentence or a phrase each, with its start and end in seconds from the beginning of the recording. Where nobody "
     "speaks (silence, noise, music), there are no segments."
 )
-TIME_WORDS = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)\s*s?")
-LANG_NAMES = {"ukrainian": "uk", "russian": "ru", "english": "en"}  # as whisper calls them
-
-
-class Untimed(LlmFault):
-    """A model wrote the speech down, but told no times."""
-
-    def __init__(self, transcript: Transcript) -> None:
-        super().__init__("untimed")
-        self.transcript = transcript
-
-
-def seconds_in(value: Any) -> float | None:
-    """A time as models write it: 1.5, "1.5s", "01:02.5", "1:00:02"; None for anything else."""
-    if isinstance(value, str):
-        found = TIME_WORDS.fullmatch(value.strip())
-        if found is None:
-            return None
-        value = int(found[1] or 0) * 3600 + int(found[2] or 0) * 60 + float(found[3])
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < DAY_S:
-        return None
-    return float(value)
-
-
-def span(start: Any, end: Any, before_s: float = 0.0) -> tuple[float, float]:
-    """Start and end in seconds: one that is missing is where the word before ended, or where this one starts."""
-    start_s = seconds_in(start)
-    start_s = before_s if start_s is None else start_s
-    end_s = seconds_in(end)
-    return start_s, max(start_s, start_s if end_s is None else end_s)
-
-
-def spoken_words(entries: Iterable[Any], names: tuple[str, str, str]) -> list[SpokenWord]:
-    """Words of an answer; `names`: how it calls the word, its start, its end. None where it tells no times at all."""
-    words: list[SpokenWord] = []
-    text, start, end = names
-    entries = [one for one in entries if isinstance(one, Mapping) and VISIBLE.search(str(one.get(text) or ""))]
-    if not any(seconds_in(one.get(end)) for one in entries):
-        return []
-    for one in entries:
-        before_s = words[-1].end_s if words else 0.0
-        words.append(SpokenWord(whole(str(one[text]).strip()), *span(one.get(start), one.get(end), before_s)))
-    return words
-
-
-def transcript_of(
-    text: str, words: Sequence[SpokenWord], segments: Sequence[SpokenSegment], lang: str, duration_s: float
-) -> Transcript:
-    """In the order of time. Raises Untimed where something was said, but it is not known when."""
-    by_time = tuple(sorted(words, key=lambda word: word.start_s))
-    parts = (
-        () if words else tuple(sorted((one for one in segments if VISIBLE.search(one.text)), key=lambda s: s.start_s))
-    )
-    text = whole(text.strip()) or " ".join(part.text for part in by_time or parts)
-    last_s = max((part.end_s for part in by_time or parts), default=0.0)
-    made = Transcript(text if VISIBLE.search(text) else "", by_time, parts, lang_code(lang), max(duration_s, last_s))
-    if made.text and not (by_time or parts):
-        raise Untimed(made._replace(segments=(SpokenSegment(0.0, made.duration_s, made.text),)))
-    return made
-
-
-def lang_code(lang: str) -> str:
-    """ "uk-UA", "Ukrainian" → "uk"; "" for what is no code."""
-    name = re.split(r"[-_]", lang.strip().lower())[0]
-    return LANG_NAMES.get(name, name if re.fullmatch("[a-z]{2,3}", name) else "")
 
 
 class HeardSegment(pydantic.BaseModel):
@@ -10998,33 +11019,57 @@ def find_ffmpeg() -> str | None:
     return shutil.which("ffmpeg")
 
 
+class Ran(NamedTuple):
+    """What came of ffmpeg: its exit code, what it made, what it said."""
+
+    code: int | None
+    made: bytes
+    words: str
+
+
+async def run_ffmpeg(*arguments: str, sound: bytes | None = None, most_s: float, nice: int = 0) -> Ran:
+    """Run it over `sound` (else over files alone), for so many seconds at most. Raises BotError("voice.no_ffmpeg"),
+    TimeoutError."""
+    ffmpeg = find_ffmpeg()
+    if ffmpeg is None:
+        raise BotError("voice.no_ffmpeg")
+    pipe = asyncio.subprocess.PIPE
+    source = asyncio.subprocess.DEVNULL if sound is None else pipe
+    process = await asyncio.create_subprocess_exec(
+        ffmpeg, "-hide_banner", *arguments, stdin=source, stdout=pipe, stderr=pipe
+    )
+    if nice:
+        with contextlib.suppress(OSError):  # it may be over already
+            os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+    try:
+        async with asyncio.timeout(most_s):
+            made, words = await process.communicate(sound)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return Ran(process.returncode, made, words.decode(errors="replace"))
+
+
 async def to_voice_note(sound: Media) -> bytes:
     """OGG with Opus. Raises BotError("voice.no_ffmpeg"), Unavailable("voice.failed")."""
     if is_voice_note(sound):
         if not sound.data.startswith(b"OggS"):
             raise Unavailable("voice.failed")
         return sound.data
-    ffmpeg = find_ffmpeg()
-    if ffmpeg is None:
+    if find_ffmpeg() is None:
         raise BotError("voice.no_ffmpeg")
     if not sound.data:
         raise Unavailable("voice.failed")
-    arguments = ["-hide_banner", "-loglevel", "error", *input_arguments(sound.mime), *OPUS_ARGUMENTS]
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(ffmpeg, *arguments, stdin=pipe, stdout=pipe, stderr=pipe)
+    arguments = ("-loglevel", "error", *input_arguments(sound.mime), *OPUS_ARGUMENTS)
     try:
-        async with asyncio.timeout(FFMPEG_TIMEOUT_S):
-            note, problem = await process.communicate(sound.data)
+        ran = await run_ffmpeg(*arguments, sound=sound.data, most_s=FFMPEG_TIMEOUT_S)
     except TimeoutError:
         raise Unavailable("voice.failed") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode or not note:
-        log.error("ffmpeg failed: %s", problem.decode(errors="replace")[:300])
+    if ran.code or not ran.made:
+        log.error("ffmpeg failed: %s", ran.words[:300])
         raise Unavailable("voice.failed")
-    return note
+    return ran.made
 
 
 async def deliver_voice(app: App, who: Who, text: str) -> tuple[bool, int | None]:
@@ -15434,7 +15479,7 @@ def reading(kind: SoundKind, path: Path) -> list[str]:
 async def read_through(kind: SoundKind, path: Path) -> str:
     """What ffmpeg tells of a file, how long it really is included: what Telegram was told may be a lie."""
     through = ("-map", "0:a:0", "-c", "copy", "-f", "null", "-")
-    return await run_ffmpeg(*reading(kind, path), *through, may_fail=True)
+    return await cut_with_ffmpeg(*reading(kind, path), *through, may_fail=True)
 
 
 async def cut_sound(kind: SoundKind, path: Path, codec: str, most_s: float) -> list[Part]:
@@ -15450,7 +15495,7 @@ async def cut_sound(kind: SoundKind, path: Path, codec: str, most_s: float) -> l
                    "-segment_list", str(listed), "-segment_list_type", "csv"]  # fmt: skip
         only = ["-map", "0:a:0", "-vn", "-map_metadata", "-1"]
         try:
-            await run_ffmpeg(
+            await cut_with_ffmpeg(
                 "-y", *reading(kind, path), *only, *how, *cutting, str(path.with_name(f"part%03d{suffix}"))
             )
             rows = parts_in(await asyncio.to_thread(listed.read_text))
@@ -15466,30 +15511,16 @@ async def cut_sound(kind: SoundKind, path: Path, codec: str, most_s: float) -> l
     raise BotError("hearing.no_sound")
 
 
-async def run_ffmpeg(*arguments: str, may_fail: bool = False) -> str:
+async def cut_with_ffmpeg(*arguments: str, may_fail: bool = False) -> str:
     """What ffmpeg has to say. Raises Unavailable("hearing.failed")."""
-    ffmpeg = find_ffmpeg()
-    assert ffmpeg
-    process = await asyncio.create_subprocess_exec(
-        ffmpeg, "-hide_banner", "-nostdin", "-threads", "1", *arguments,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    with contextlib.suppress(OSError):  # talk goes first
-        os.setpriority(os.PRIO_PROCESS, process.pid, 10)
-    try:
-        async with asyncio.timeout(CUT_TIMEOUT_S):
-            _, report = await process.communicate()
+    try:  # talk goes first
+        ran = await run_ffmpeg("-nostdin", "-threads", "1", *arguments, most_s=CUT_TIMEOUT_S, nice=10)
     except TimeoutError:
         raise Unavailable("hearing.failed") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    words = report.decode(errors="replace")
-    if process.returncode and not may_fail:
-        log.warning("ffmpeg failed: %s", words[-300:])
+    if ran.code and not may_fail:
+        log.warning("ffmpeg failed: %s", ran.words[-300:])
         raise Unavailable("hearing.failed")
-    return words
+    return ran.words
 
 
 async def keep_transcript(app: App, job: Job, recording: Recording, heard: Transcript) -> None:
@@ -15732,8 +15763,9 @@ async def on_speech(app: App, who: Who, args: str) -> None:
     await tell(app, who, app.texts(who.lang, "hearing.usage"))
 
 
-# == Coach ============================================================================================================
-# How somebody speaks: figures, advice, a picture, a model's verdict, and how all of it goes from one time to the next.
+# == Measures =========================================================================================================
+# How somebody speaks, in figures: pace, pauses, fillers, phrases, flagged moments, a score and what to do about it.
+# Every formula has its source in its docstring; nothing here knows a chat.
 
 # -- rules
 
@@ -16374,6 +16406,13 @@ def phrase_severity(figures: SpeechFigures) -> str:
     if mean is not None and not PHRASE_TOO_SHORT <= mean <= PHRASE_TOO_LONG:
         return "important"
     return "notice" if figures.phrase_length in ("short", "long") or figures.rhythm_band == "uniform" else "ok"
+
+
+# == Coach ============================================================================================================
+# What is told of how somebody speaks: a report with its picture, a model's verdict, and how it goes from one time to
+# the next.
+
+# -- rules
 
 
 def short_decimal(lang: str, value: float) -> str:

@@ -1093,7 +1093,7 @@ async def measured(monkeypatch: pytest.MonkeyPatch, path: Path, told_s: int, rea
         return ""
 
     monkeypatch.setattr(bot, "find_ffmpeg", lambda: "ffmpeg")
-    monkeypatch.setattr(bot, "run_ffmpeg", ffmpeg)
+    monkeypatch.setattr(bot, "cut_with_ffmpeg", ffmpeg)
     (path / "recording").write_bytes(b"OggS" + bytes(20))
     recording = bot.Recording("id", "unique", "audio/ogg", "voice", 24, told_s)
     return await bot.sound_parts(recording, path / "recording", 24)
