@@ -12,8 +12,8 @@ that stores the answer. What a crash leaves in the inbox is done first at the ne
 Sections, each using only what stands above it (`grep '^# ==' bot.py` lists them):
 Settings, Texts, Errors, Logs, Migrations, Store, Caches, Resilience, Formatting, Pictures, Telegram, Models, Gemini,
 OpenAI, LLM, App, Limits, Ledger, Memory, Panels, Jobs, Recall, Knowledge, Privacy, Analysis, Personas, Voice,
-Companion, Reminders, Catchup, Avatars, Drawing, Gallery, Hearing, Measures, Coach, Payments, Backups, Figures, Owner,
-Menu, Page, Web, Console, Inbox, Wiring, Main.
+Companion, Reminders, Catchup, Avatars, Drawing, Gallery, Hearing, Measures, Coach, Prices, Payments, Backups,
+Figures, Owner, Menu, Page, Web, Console, Inbox, Wiring, Main.
 
 Vocabulary:
     chat, topic   a Telegram chat; a forum topic in it (thread_id, 0 where there is none)
@@ -93,8 +93,9 @@ from collections.abc import (
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import IO, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeGuard, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 # `python bot.py` would compile all of this anew at each start, and the 30 MB that takes never come back. So the same
@@ -499,6 +500,9 @@ class Settings:
         "LIMITS", "0", read_number(0, 1_000_000, float), "dollars a day for models, then only free ones; 0: no limit"
     )
 
+    price_api_url: str = setting(
+        "GAME", "https://api.coingecko.com/api/v3", read_http, "where prices of the fishing game come from"
+    )
     price_image: int = setting("GAME", "0", read_count(), "coins that a picture costs")
     price_avatar: int = setting("GAME", "0", read_count(), "coins that the making of an avatar costs")
     price_speech_minute: int = setting("GAME", "0", read_count(), "coins that a begun minute of a recording costs")
@@ -5394,6 +5398,7 @@ class App:
         self.balances: Cache[int, Mapping[str, int]] = Cache(5000, 300, monotonic)
         self.galleries: Cache[tuple[int, str, int], Shelf] = Cache(1000, 300, monotonic)
         self.avatars: Cache[int, tuple[AvatarCard, ...]] = Cache(5000, 600, monotonic)
+        self.looks: Cache[str, bool] = Cache(1, 10, monotonic)  # were prices asked for a moment ago?
         self.drawn: Cache[tuple[int, str, str], bytes] = Cache(50, 300, monotonic)  # pictures of moods
         self.reports: Cache[tuple[str, str, str], Report] = Cache(100, 3600, monotonic)  # of recordings
         self.speech_words: Cache[tuple[str, str, str], str] = Cache(500, 3600, monotonic)  # what models made of them
@@ -5416,6 +5421,9 @@ class App:
         self.leaving = False  # no more of them begin at all
         self.telling = KeyedLocks()  # jobs whose messages are being changed
         self.hearings: dict[str, Any] = {}  # recordings that are being listened to, by what Telegram calls the file
+        self.last_prices: dict[str, tuple[float, float]] = {}  # of each pair, with when it came (monotonic)
+        self.prices_held = 0.0  # until then (monotonic) no prices are asked for
+        self.prices_missed = False  # did the last question bring none?
         self.life = secrets.token_hex(4)  # names what is this life's on the disk
 
     @property
@@ -18219,6 +18227,194 @@ async def speech_delete_act(app: App, who: Who, owner: int, arg: str) -> Done:
     id_, _, page = arg.partition(".")
     await delete_speech(app, await own_speech(app, owner, number_in(id_)))
     return Done(app.texts(who.lang, "speeches.deleted"), "speeches", page)
+
+
+# == Prices ===========================================================================================================
+# What coins cost now: asked of PRICE_API_URL at most every ten seconds, however many fish; else a practice water.
+
+# -- rules
+
+
+class Pair(NamedTuple):
+    """What a pond may follow, against the dollar."""
+
+    coin: str  # its id at PRICE_API_URL
+    about: float  # dollars: where the practice water lies
+
+
+PAIRS = {
+    "TON": Pair("the-open-network", 5.0),
+    "BTC": Pair("bitcoin", 60_000.0),
+    "ETH": Pair("ethereum", 3000.0),
+    "SOL": Pair("solana", 150.0),
+    "DOGE": Pair("dogecoin", 0.2),
+}
+PRICE_FRESH_S, PRICE_KEPT_S = 11.0, 60.0  # younger than the first nothing need be said of its age
+PRICE_TRIES, PRICE_TRY_S, PRICE_WAIT_S = 3, 4.0, 8.0  # seconds for one try, and for all of them
+PRICE_SOON_S = 2.0  # is waited for a new price where there is a good one yet, or where the last question was in vain
+PRICES_HELD_S = 900.0  # the longest pause that is kept to: one odd answer must not close the market for a day
+MAX_PRICES_BYTES = 65_536  # of an answer, which has some 200: what sends more is no exchange
+MIN_PRICE, MAX_PRICE = 1e-9, 1e9  # others are none: what comes of them could not be told, or added up
+# the steps are as long as a market's price holds; the fixed points, some eleven hours apart, keep it from running away
+PRACTICE_STEP_S, PRACTICE_STEPS = 10, 4096  # of a price; from one fixed point of the walk to the next
+PRACTICE_PACE, PRACTICE_SPREAD = 0.001, 0.1  # standard deviations: of a step, of the fixed points
+
+
+class Quote(NamedTuple):
+    """Dollars for one coin. `practice`: made up, because none could be had."""
+
+    usd: float
+    age_s: float = 0.0
+    practice: bool = False
+
+
+def read_prices(body: bytes) -> dict[str, float]:
+    """The prices in an answer, of those pairs whose price is one."""
+    try:
+        said = json_loads(body)
+    except (ValueError, RecursionError):  # the latter of thousands of brackets, without orjson
+        return {}
+    entries = said if isinstance(said, dict) else {}
+    found = {name: entries.get(pair.coin) for name, pair in PAIRS.items()}
+    usd = {name: entry.get("usd") for name, entry in found.items() if isinstance(entry, dict)}
+    return {name: float(value) for name, value in usd.items() if is_price(value)}
+
+
+def is_price(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and MIN_PRICE < value < MAX_PRICE
+
+
+def retry_pause(status: int, retry_after: str, now: float) -> float | None:
+    """Seconds for which a service wants to be left alone, 0 where it does not say; None: to ask again is no use."""
+    if status != 429 and status < 500 and status != 200:  # a 200 that cannot be read may be better the next time
+        return None
+    return min(PRICES_HELD_S, max(0.0, asked_pause(retry_after, now)))
+
+
+def asked_pause(retry_after: str, now: float) -> float:
+    """The seconds of a Retry-After, which is a number of them or a date (RFC 9110, 10.2.3); 0 of anything else."""
+    if retry_after.isascii() and retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return parsedate_to_datetime(retry_after).timestamp() - now
+    except (ValueError, IndexError, OverflowError):  # whatever the parser makes of rubbish
+        return 0.0
+
+
+def chance_of(*place: object) -> float:
+    """Of a normal distribution (Box and Muller's), always the same for a place in a walk."""
+    digest = hashlib.sha256(repr(place).encode()).digest()
+    one, two = ((int.from_bytes(part) + 0.5) / 2**64 for part in (digest[:8], digest[8:16]))
+    return math.sqrt(-2 * math.log(one)) * math.cos(2 * math.pi * two)
+
+
+def practice_price(pair: str, now: float, seed: str) -> Quote:
+    """The price of a made-up market: a random walk that everyone who asks at this time finds at the same place, and
+    nobody can foretell who does not know the seed.
+
+    By Lévy's construction: the middle between two known points is their mean and a chance, again and again.
+    """
+    block, at = divmod(int(now // PRACTICE_STEP_S), PRACTICE_STEPS)
+    low, high = 0, PRACTICE_STEPS
+    left, right = (PRACTICE_SPREAD * chance_of(seed, pair, one) for one in (block, block + 1))
+    while low < at:
+        middle = (low + high) // 2
+        bend = PRACTICE_PACE * math.sqrt((high - low) / 4) * chance_of(seed, pair, block, middle)
+        value = (left + right) / 2 + bend
+        low, left, high, right = (middle, value, high, right) if at >= middle else (low, left, middle, value)
+    return Quote(PAIRS[pair].about * math.exp(left), practice=True)
+
+
+# -- actions
+
+
+async def ask_exchange(app: App) -> tuple[int, str, bytes]:
+    """Ask for all prices at once: status, Retry-After, body. Raises aiohttp.ClientError, TimeoutError, OSError."""
+    http = await app.http()
+    coins = ",".join(pair.coin for pair in PAIRS.values())
+    address = f"{app.settings.price_api_url}/simple/price"
+    query = {"ids": coins, "vs_currencies": "usd"}
+    async with http.get(address, params=query, timeout=call_timeout(PRICE_TRY_S)) as answer:
+        return answer.status, answer.headers.get("Retry-After", ""), await read_short(answer, MAX_PRICES_BYTES)
+
+
+async def read_short(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """A body of at most so many bytes, however it is packed. Raises aiohttp.ClientPayloadError where it is longer."""
+    body = bytearray()
+    async for part in answer.content.iter_chunked(most):
+        body += part
+        if len(body) > most:
+            raise aiohttp.ClientPayloadError(f"more than {most} bytes")
+    return bytes(body)
+
+
+async def try_exchange(app: App) -> tuple[dict[str, float], float | None]:
+    """One try: the prices; where there are none, for how long to leave it (None: to ask again is no use)."""
+    try:
+        status, retry_after, body = await ask_exchange(app)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        log.warning("no prices: %s", type(error).__name__)
+        return {}, 0.0
+    found = read_prices(body) if status == 200 else {}
+    if not found:
+        log.warning("no prices: HTTP %s", status)
+    return found, retry_pause(status, retry_after, app.clock.now())
+
+
+async def look_at_prices(app: App) -> bool:
+    """Ask until there are prices, for as long as somebody would wait; a service that wants a pause gets it. Are there
+    some now?"""
+    until = app.clock.monotonic() + PRICE_WAIT_S
+    for attempt in range(1, PRICE_TRIES + 1):
+        found, pause = await try_exchange(app)
+        now = app.clock.monotonic()
+        if found or pause is None:
+            app.last_prices |= {name: (now, usd) for name, usd in found.items()}
+            return bool(found)
+        pause = max(pause, backoff(app.dice, attempt))
+        if now + pause > until:
+            app.prices_held = now + pause
+            return False
+        if attempt < PRICE_TRIES:
+            await app.clock.sleep(pause)
+    return False
+
+
+def last_price(app: App, pair: str) -> Quote | None:
+    """The last good price, for a minute."""
+    at, usd = app.last_prices.get(pair, (-math.inf, 0.0))
+    age_s = app.clock.monotonic() - at
+    return Quote(usd, age_s) if age_s <= PRICE_KEPT_S else None
+
+
+async def market_price(app: App, pair: str) -> Quote | None:
+    """What a coin costs: asked for at most every ten seconds, by one for all; else the last good price."""
+
+    async def look() -> bool:
+        if app.clock.monotonic() >= app.prices_held:
+            app.prices_missed = not await look_at_prices(app)
+        return True  # that there are none holds for ten seconds, too
+
+    if app.looks.peek("") is None:
+        # while the exchange is away nobody waits long but the first: who asks next finds what came meanwhile
+        soon = app.prices_missed or last_price(app, pair)
+        most = PRICE_SOON_S if soon else PRICE_WAIT_S + PRICE_TRY_S
+        async with stepped_out():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(most):
+                    await app.looks.get("", look)
+    return last_price(app, pair)
+
+
+def made_up_price(app: App, pair: str) -> Quote:
+    """The practice water's, now."""
+    # the token is a secret that every bot has, and that outlives a restart
+    return practice_price(pair, app.clock.now(), text_hash(app.settings.telegram_bot_token))
+
+
+async def water_of(app: App, pair: str) -> Quote:
+    """The price to cast at: the market's, or the practice water's where that cannot be had."""
+    return await market_price(app, pair) or made_up_price(app, pair)
 
 
 # == Payments =========================================================================================================

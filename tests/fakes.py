@@ -2194,6 +2194,7 @@ class FakeGemini(Server):
         self.uploads: dict[str, Json] = {}  # name of a file: what is known of it, "data" once it is there
         self.polls = 1  # how often an uploaded file is not ready when it is asked for
         self.deleted: list[str] = []
+        self.price_requests = 0
 
     def rule(self, pattern: str, reply: Said | Callable[[Ask], Said], model: str | None = None, **how: Any) -> None:
         """Answer what the user's last text matches; the newest rule that fits wins. ``how`` is the fields of Rule."""
@@ -2508,6 +2509,7 @@ class FakeGemini(Server):
 
     def _price(self, request: Request) -> bytes:
         asked = parse_qs(request.query)
+        self.price_requests += 1
         known = {coin: {"usd": self.prices[coin]} for coin in asked["ids"][0].split(",") if coin in self.prices}
         return response(orjson.dumps(known))
 
