@@ -2069,6 +2069,7 @@ class Cache(Generic[K, T]):
             return value
         if (flight := self._loading.get(key)) is None:
             flight = self._loading[key] = asyncio.ensure_future(self._load(key, load))
+            flight.add_done_callback(lambda done: done.cancelled() or done.exception())  # all who asked may be gone
         return await asyncio.shield(flight)
 
     async def _load(self, key: K, load: Callable[[], Awaitable[T]]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -129,6 +130,22 @@ async def test_a_waiter_that_is_cancelled_does_not_cancel_the_load(cache: bot.Ca
     source.gate.set()
     assert first.cancelled() and await second == "value 1"
     assert cache.peek("a") == "value 1"
+
+
+async def test_a_load_that_fails_when_all_who_asked_are_gone_is_no_error(cache: bot.Cache[Any, Any]) -> None:
+    problems: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+    source = Source(OSError("no network"))
+    source.gate.clear()
+    asker = asyncio.create_task(cache.get("k", source))
+    await turns()
+    asker.cancel()
+    await turns()
+    source.gate.set()
+    await turns()
+    del asker
+    gc.collect()
+    assert not problems
 
 
 async def test_what_is_forgotten_while_it_loads_is_loaded_again(cache: bot.Cache[Any, Any]) -> None:
