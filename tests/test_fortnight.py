@@ -54,7 +54,12 @@ async def test_a_fortnight(
     okun: Okun, later: Later, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("INDEX_EVERY_S", "LOOK_EVERY_S"):  # a second is nothing in a fortnight
+    for name in (
+        "INDEX_EVERY_S",
+        "LOOK_EVERY_S",
+        "JOBS_EVERY_S",
+        "DIGEST_LOOK_S",
+    ):  # a second is nothing in a fortnight
         monkeypatch.setattr(bot, name, 1800.0)
     group, anna = okun.group(), okun.private("Anna")
     await live_before(okun, DAYS * 24 * 60)
