@@ -12,8 +12,8 @@ that stores the answer. What a crash leaves in the inbox is done first at the ne
 Sections, each using only what stands above it (`grep '^# ==' bot.py` lists them):
 Settings, Texts, Errors, Logs, Migrations, Store, Caches, Resilience, Formatting, Pictures, Telegram, Models, Gemini,
 OpenAI, LLM, App, Limits, Ledger, Memory, Panels, Jobs, Recall, Knowledge, Privacy, Analysis, Personas, Voice,
-Companion, Reminders, Catchup, Avatars, Drawing, Gallery, Hearing, Measures, Coach, Prices, Payments, Backups,
-Figures, Owner, Menu, Page, Web, Console, Inbox, Wiring, Main.
+Companion, Reminders, Catchup, Avatars, Drawing, Gallery, Hearing, Measures, Coach, Prices, Scenes, Fish, Fishing,
+Trophies, Payments, Backups, Figures, Owner, Menu, Page, Web, Console, Inbox, Wiring, Main.
 
 Vocabulary:
     chat, topic   a Telegram chat; a forum topic in it (thread_id, 0 where there is none)
@@ -83,6 +83,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Hashable,
     Iterable,
     Iterator,
@@ -96,7 +97,7 @@ from datetime import date, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeGuard, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 # `python bot.py` would compile all of this anew at each start, and the 30 MB that takes never come back. So the same
 # process begins again with the module as it lies compiled in __pycache__.
@@ -1014,7 +1015,8 @@ def operation(name: str, **fields: Any) -> Iterator[None]:
 # == Migrations =======================================================================================================
 # What takes the file of an earlier version to what schema.sql says, one version after another.
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
+# a script that was released is never changed: files that it made are out there, and tests/schemas holds their like
 # version -> script that takes a database from it to the next version
 MIGRATIONS: dict[int, str] = {
     1: """
@@ -1516,6 +1518,120 @@ CREATE INDEX speeches__of_person ON speeches (user_id, id);
 CREATE INDEX speeches__in_chat ON speeches (chat_id, user_id);
 CREATE INDEX speeches__of_recording ON speeches (file_unique_id);
 """,
+    6: """
+ALTER TABLE chats ADD COLUMN pair TEXT NOT NULL DEFAULT 'TON';
+CREATE TABLE anglers (
+    user_id INTEGER PRIMARY KEY REFERENCES users (user_id) ON DELETE CASCADE,
+    rod TEXT NOT NULL,
+    rods TEXT NOT NULL,
+    experience INTEGER NOT NULL DEFAULT 0,
+    gift_day INTEGER NOT NULL,
+    lessons INTEGER NOT NULL,
+    started_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE starting_grants (
+    user_id INTEGER PRIMARY KEY,
+    granted_at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE fishing_lines (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    chat_id INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    thread_id INTEGER NOT NULL,
+    pair TEXT NOT NULL,
+    leverage REAL NOT NULL,
+    stake INTEGER NOT NULL,
+    entry REAL NOT NULL,
+    practice INTEGER NOT NULL CHECK (practice IN (0, 1)),
+    cast_at INTEGER NOT NULL,
+    update_id INTEGER NOT NULL,
+    UNIQUE (user_id, chat_id)
+) STRICT;
+CREATE INDEX fishing_lines__in_chat ON fishing_lines (chat_id);
+CREATE TABLE catches (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    line_id INTEGER NOT NULL UNIQUE,
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    chat_id INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    fish TEXT NOT NULL,
+    pair TEXT NOT NULL,
+    leverage REAL NOT NULL,
+    stake INTEGER NOT NULL,
+    entry REAL NOT NULL,
+    exit REAL NOT NULL,
+    practice INTEGER NOT NULL CHECK (practice IN (0, 1)),
+    pnl REAL NOT NULL,
+    dollars INTEGER NOT NULL,
+    cast_at INTEGER NOT NULL,
+    caught_at INTEGER NOT NULL,
+    day INTEGER NOT NULL,
+    first INTEGER NOT NULL CHECK (first IN (0, 1)),
+    experience INTEGER NOT NULL,
+    update_id INTEGER NOT NULL,
+    shared INTEGER NOT NULL DEFAULT 0 CHECK (shared IN (0, 1))
+) STRICT;
+CREATE INDEX catches__of_person ON catches (user_id, fish, pnl);
+CREATE INDEX catches__in_pond ON catches (chat_id, user_id);
+CREATE TABLE standings (
+    pond INTEGER NOT NULL,
+    period TEXT NOT NULL CHECK (period IN ('day', 'week', 'month', 'all')),
+    since INTEGER NOT NULL,
+    user_id INTEGER NOT NULL,
+    catches INTEGER NOT NULL,
+    pnl INTEGER NOT NULL,
+    PRIMARY KEY (pond, period, since, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX standings__best_first ON standings (pond, period, since, pnl DESC, user_id, catches);
+CREATE VIEW catch_standings AS
+SELECT c.id, CASE w.everywhere WHEN 1 THEN 0 ELSE c.chat_id END AS pond, p.period,
+    CASE p.period WHEN 'day' THEN c.day WHEN 'week' THEN c.day - (c.day + 3) % 7 WHEN 'month'
+        THEN CAST(julianday(c.day * 86400, 'unixepoch', 'start of month') - 2440587.5 AS INTEGER) ELSE 0 END AS since,
+    c.user_id, CAST(round(max(-1e9, min(1e9, c.pnl)) * 1e6) AS INTEGER) AS pnl
+FROM catches AS c, (SELECT 0 AS everywhere UNION ALL SELECT 1) AS w,
+    (SELECT 'day' AS period UNION ALL SELECT 'week' UNION ALL SELECT 'month' UNION ALL SELECT 'all') AS p
+WHERE c.practice = 0;
+CREATE TRIGGER catches__counted AFTER INSERT ON catches BEGIN
+    INSERT INTO standings (pond, period, since, user_id, catches, pnl)
+    SELECT pond, period, since, user_id, 1, pnl FROM catch_standings WHERE id = new.id
+    ON CONFLICT (pond, period, since, user_id) DO UPDATE SET catches = catches + 1, pnl = pnl + excluded.pnl;
+END;
+CREATE TRIGGER catches__gone BEFORE DELETE ON catches BEGIN
+    UPDATE standings SET catches = standings.catches - 1, pnl = standings.pnl - c.pnl FROM catch_standings AS c
+    WHERE c.id = old.id AND (standings.pond, standings.period, standings.since, standings.user_id) =
+        (c.pond, c.period, c.since, c.user_id);
+    DELETE FROM standings WHERE catches = 0 AND (pond, period, since, user_id) IN
+        (SELECT pond, period, since, user_id FROM catch_standings WHERE id = old.id);
+END;
+CREATE TRIGGER catches__moving BEFORE UPDATE OF chat_id ON catches BEGIN
+    UPDATE standings SET catches = standings.catches - 1, pnl = standings.pnl - c.pnl FROM catch_standings AS c
+    WHERE c.id = old.id AND (standings.pond, standings.period, standings.since, standings.user_id) =
+        (c.pond, c.period, c.since, c.user_id);
+    DELETE FROM standings WHERE catches = 0 AND (pond, period, since, user_id) IN
+        (SELECT pond, period, since, user_id FROM catch_standings WHERE id = old.id);
+END;
+CREATE TRIGGER catches__moved AFTER UPDATE OF chat_id ON catches BEGIN
+    INSERT INTO standings (pond, period, since, user_id, catches, pnl)
+    SELECT pond, period, since, user_id, 1, pnl FROM catch_standings WHERE id = new.id
+    ON CONFLICT (pond, period, since, user_id) DO UPDATE SET catches = catches + 1, pnl = pnl + excluded.pnl;
+END;
+CREATE TABLE shows (
+    chat_id INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    message_id INTEGER NOT NULL,
+    thread_id INTEGER NOT NULL,
+    user_id INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    lang TEXT NOT NULL,
+    panel TEXT NOT NULL,
+    arg TEXT NOT NULL,
+    begun_at INTEGER NOT NULL,
+    PRIMARY KEY (chat_id, message_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX shows__of_person ON shows (user_id);
+CREATE TABLE fish_cards (
+    fish TEXT PRIMARY KEY,
+    file_id TEXT NOT NULL,
+    made_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+""",
 }
 
 
@@ -1659,6 +1775,44 @@ class Tx(Queries):
     async def many(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Execute a statement for each row, in one hop."""
         await self._connection.executemany(sql, rows)
+
+    async def through(self, works: Sequence[Callable[[Tx], Coroutine[Any, Any, T]]]) -> list[T]:
+        """All of the works, one after another, in one hop instead of one for each of their queries. They run in the
+        database's thread: they may await nothing but their queries, and touch nothing of the loop's but its dice."""
+        return await run_in(self._connection, run_through, works)
+
+
+class ThreadTx(Tx):
+    """Queries inside a transaction, from the thread that has the connection: they are done before they are awaited."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        Queries.__init__(self)
+        self._here = connection
+
+    async def _fetch(self, sql: str, args: tuple[Any, ...]) -> list[sqlite3.Row]:
+        return self._here.execute(sql, args).fetchall()
+
+    async def run(self, sql: str, *args: Any) -> int:
+        return self._here.execute(sql, args).rowcount
+
+    async def many(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._here.executemany(sql, rows)
+
+
+def run_through(connection: sqlite3.Connection, works: Sequence[Callable[[Tx], Coroutine[Any, Any, T]]]) -> list[T]:
+    """What Tx.through does in the thread."""
+    tx: Tx = ThreadTx(connection)
+    results: list[T] = []
+    for work in works:
+        story = work(tx)
+        try:
+            story.send(None)
+        except StopIteration as end:
+            results.append(end.value)
+        else:
+            story.close()
+            raise RuntimeError("a transaction waits for something else than its queries")
+    return results
 
 
 class Db:
@@ -2070,7 +2224,7 @@ class Cache(Generic[K, T]):
         if (flight := self._loading.get(key)) is None:
             flight = self._loading[key] = asyncio.ensure_future(self._load(key, load))
             flight.add_done_callback(lambda done: done.cancelled() or done.exception())  # all who asked may be gone
-        return await asyncio.shield(flight)
+        return await asyncio.shield(flight)  # whoever asks no longer must not end it for the others
 
     async def _load(self, key: K, load: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -2317,6 +2471,11 @@ class Window:
     def take(self, at: float) -> None:
         self._times.append(at)
 
+    def has_spare(self, now: float) -> bool:
+        """Are two of five places free?"""
+        used = sum(at > now - self._period_s for at in self._times)
+        return used * 5 <= (self._times.maxlen or 0) * 3
+
     def idle(self, now: float) -> bool:
         return not self._times or self._times[-1] <= now - self._period_s
 
@@ -2550,40 +2709,53 @@ def drawable(text: str) -> str:
 
 
 class Canvas:
-    """A picture that is being drawn; lengths in pixels of the finished one, from the upper left corner."""
+    """A picture that is being drawn; lengths in pixels of the finished one, from the upper left corner. `scale` 1 is
+    enough where all that is drawn are letters and straight edges."""
 
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, width: int, height: int, scale: int = SCALE) -> None:
         from PIL import Image, ImageDraw
 
-        self.width, self.height = width, height
-        self._image = Image.new("RGB", (width * SCALE, height * SCALE), GROUND)
+        self.width, self.height, self.scale = width, height, scale
+        self._image = Image.new("RGB", (width * scale, height * scale), GROUND)
         self._draw = ImageDraw.Draw(self._image)
+        self._glaze = ImageDraw.Draw(self._image, "RGBA")  # takes colours that can be seen through
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: str, radius: float = 0.0) -> None:
         """A filled box; an empty one where there is no room for it."""
         if right - left >= 1 and bottom - top >= 1:
-            corners = (left * SCALE, top * SCALE, right * SCALE - 1, bottom * SCALE - 1)
-            self._draw.rounded_rectangle(corners, min(radius, (right - left) / 2, (bottom - top) / 2) * SCALE, colour)
+            corners = (left * self.scale, top * self.scale, right * self.scale - 1, bottom * self.scale - 1)
+            self._draw.rounded_rectangle(
+                corners, min(radius, (right - left) / 2, (bottom - top) / 2) * self.scale, colour
+            )
 
     def line(self, points: Sequence[Point], colour: str, width: float = 2.0) -> None:
         if len(points) > 1:
-            scaled = [(x * SCALE, y * SCALE) for x, y in points]
-            self._draw.line(scaled, colour, round(width * SCALE), joint="curve")
+            scaled = [(x * self.scale, y * self.scale) for x, y in points]
+            self._glaze.line(scaled, colour, round(width * self.scale), joint="curve")
 
     def dot(self, x: float, y: float, colour: str, radius: float = 6.0) -> None:
-        self._draw.ellipse([side * SCALE for side in (x - radius, y - radius, x + radius, y + radius)], colour)
+        self._glaze.ellipse([side * self.scale for side in (x - radius, y - radius, x + radius, y + radius)], colour)
+
+    def shape(self, points: Sequence[Point], colour: str) -> None:
+        """A filled polygon."""
+        self._glaze.polygon([(x * self.scale, y * self.scale) for x, y in points], colour)
 
     def text(
         self, x: float, y: float, text: str, size: int, colour: str = BRIGHT, *, weight: str = "Medium",
         anchor: str = "ls", most: float = math.inf
     ) -> float:  # fmt: skip
         """Write on the line y (anchor as Pillow's: l, m or r, then s); shortened to `most`. Returns its width."""
-        face = font(weight, size * SCALE)
+        face = font(weight, size * self.scale)
+        # a bound first: the width is measured again for each letter that is dropped
         shown = drawable(text[:200])
-        while face.getlength(shown) > most * SCALE and len(shown) > 1:
+        while face.getlength(shown) > most * self.scale and len(shown) > 1:
             shown = shown.rstrip("…")[:-1].rstrip() + "…"
-        self._draw.text((x * SCALE, y * SCALE), shown, colour, face, anchor)
-        return float(face.getlength(shown)) / SCALE
+        self._draw.text((x * self.scale, y * self.scale), shown, colour, face, anchor)
+        return float(face.getlength(shown)) / self.scale
+
+    def picture(self, image: Any, left: int, top: int) -> None:
+        """Another picture (Pillow's), as it is."""
+        self._image.paste(image, (left * self.scale, top * self.scale))
 
     def png(self) -> bytes:
         # in the method: Pillow is loaded with the first picture, and many bots never draw one
@@ -2595,6 +2767,10 @@ class Canvas:
         few = small.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         few.save(out, "PNG", optimize=True)
         return out.getvalue()
+
+    def jpeg(self) -> bytes:
+        """For what has more colours than a chart."""
+        return jpeg(self._image.reduce(self.scale))
 
 
 PHOTO_KINDS = ("JPEG", "PNG", "WEBP")
@@ -2872,6 +3048,29 @@ class EditPicture(TelegramMethod[Any]):
     reply_markup: Any = None
 
 
+class Frame(TelegramMethod[Any]):
+    """editMessageText of what is shown for a moment: the gate treats it as a draft."""
+
+    __returning__ = Any
+    __api_method__ = "editMessageText"
+
+    chat_id: int
+    message_id: int
+    text: str
+
+
+class PictureEdited(TelegramMethod[PhotoSent]):
+    """editMessageMedia with a picture that is to be sent again by its file id."""
+
+    __returning__ = PhotoSent
+    __api_method__ = "editMessageMedia"
+
+    chat_id: int
+    message_id: int
+    media: Any
+    reply_markup: Any = None
+
+
 class SayDocument(TelegramMethod[MessageId]):
     """sendDocument, likewise."""
 
@@ -3105,7 +3304,7 @@ class LeanSession(BaseSession):
 #   send*, copy*, forward*           yes     no connection, 429, 5xx, one break before any byte; never a time-out
 #   edit*, delete*                   yes     any network error, 429, 5xx
 #   sendMessageDraft, sendChatAction,
-#   setMessageReaction               no: goes only where there is room   nothing: the next one says the same
+#   setMessageReaction, Frame        no: goes only where there is room   nothing: the next one says the same
 #   everything else                  no      any network error, 429, 5xx
 Kind = Literal["send", "edit", "light", "other"]
 LIGHT = {"sendMessageDraft", "sendRichMessageDraft", "sendChatAction", "setMessageReaction"}
@@ -3200,6 +3399,16 @@ class Pacing:
         self._overall.book(now, now)
         return True
 
+    def spare(self, chat_id: int, now: float) -> bool:
+        """May a frame of a show go now? It counts as a message of its chat, which keeps two of five places free."""
+        if self._overall and not self._chat(chat_id, now).has_spare(now):
+            return False
+        if not self.room(chat_id, now):
+            return False
+        if self._overall:
+            self._chat(chat_id, now).take(now)
+        return True
+
     def busy(self, now: float) -> bool:
         """Is more than half of the second used? What can wait gives way then."""
         return self._overall is not None and self._overall.share(now) > 0.5
@@ -3226,14 +3435,16 @@ class Gate:
         self.moved: Recent[int, int] = Recent(5000)  # groups that became supergroups since the start
 
     async def __call__(self, make_request: Any, bot: Bot, method: TelegramMethod[Any]) -> Any:
-        kind = call_kind(method.__api_method__)
+        kind = "light" if isinstance(method, Frame) else call_kind(method.__api_method__)
         chat_id = getattr(method, "chat_id", None)
         chat_id = chat_id if isinstance(chat_id, int) else 0  # a channel's @name has no pacing of its own
         if chat_id in self.moved:
             chat_id = self.moved[chat_id]
             method = moved(method, chat_id)
         if kind == "light":
-            if not self.pacing.room(chat_id, self._clock.monotonic()):
+            room = self.pacing.spare if isinstance(method, Frame) else self.pacing.room
+            if not room(chat_id, self._clock.monotonic()):
+                # before a byte is sent: the RetryAfter of a refused one would hold up messages, too
                 raise NoRoom
             try:
                 return await self._once(make_request, bot, method, chat_id)
@@ -3390,10 +3601,17 @@ async def change(bot: Bot, method: Edit | EditPicture | EditButtons) -> None:
         log.info("nothing to edit: %s", error.message, extra={"chat_id": method.chat_id})
 
 
-def keyboard(rows: Iterable[Iterable[tuple[str, CallbackData]]]) -> InlineKeyboardMarkup:
+def keyboard(rows: Iterable[Iterable[tuple[str, CallbackData | str]]]) -> InlineKeyboardMarkup:
+    """Buttons: a label, and what is pressed, or the address where it leads."""
     return InlineKeyboardMarkup(
         inline_keyboard=[
-            [InlineKeyboardButton(text=text, callback_data=data.pack()) for text, data in row] for row in rows
+            [
+                InlineKeyboardButton(text=text, url=data)
+                if isinstance(data, str)
+                else InlineKeyboardButton(text=text, callback_data=data.pack())
+                for text, data in row
+            ]
+            for row in rows
         ]
     )
 
@@ -5399,7 +5617,6 @@ class App:
         self.balances: Cache[int, Mapping[str, int]] = Cache(5000, 300, monotonic)
         self.galleries: Cache[tuple[int, str, int], Shelf] = Cache(1000, 300, monotonic)
         self.avatars: Cache[int, tuple[AvatarCard, ...]] = Cache(5000, 600, monotonic)
-        self.looks: Cache[str, bool] = Cache(1, 10, monotonic)  # were prices asked for a moment ago?
         self.drawn: Cache[tuple[int, str, str], bytes] = Cache(50, 300, monotonic)  # pictures of moods
         self.reports: Cache[tuple[str, str, str], Report] = Cache(100, 3600, monotonic)  # of recordings
         self.speech_words: Cache[tuple[str, str, str], str] = Cache(500, 3600, monotonic)  # what models made of them
@@ -5407,6 +5624,11 @@ class App:
         self.transcripts: Cache[str, bytes] = Cache(60, 3600, monotonic)
         # (chat, message) of recordings that were answered as talk just now: taps meanwhile want no second answer
         self.talked: Cache[tuple[int, int], bool] = Cache(1000, 2, monotonic)
+        self.looks: Cache[str, bool] = Cache(1, 10, monotonic)  # were prices asked for a moment ago?
+        # a model that would not draw a fish would not the next minute either, and is paid for each try
+        self.undrawn: Cache[str, bool] = Cache(200, DAY_S, monotonic)
+        self.drawings: Cache[str, str] = Cache(200, DAY_S, monotonic)  # file ids of drawings of fish
+        self.scenes: Cache[str, bytes] = Cache(80, DAY_S, monotonic)  # what is on cards, by fish or file id: JPEG
 
     def _make_lists(self) -> None:
         """What is under way."""
@@ -5415,17 +5637,21 @@ class App:
         self.summarising: set[tuple[int, int]] = set()  # topics whose summary is being made
         self.reminded: dict[int, tuple[Any, ...]] = {}  # reminders that were said and not yet taken off
         self.reminding: set[int] = set()  # chats that are being reminded
+        self.deals: list[Deal] = []  # that wait for a transaction
+        self.dealer: asyncio.Task[None] | None = None
         self.refunding: set[str] = set()  # charges whose Stars are being given back
         self.working: dict[tuple[str, int], asyncio.Task[None]] = {}  # jobs at work, by their queue and id
         self.handing: set[int] = set()  # those of which what came of them is being sent
         self.hiring = asyncio.Lock()  # so that no more of them begin than there is room for
-        self.leaving = False  # no more of them begin at all
+        self.leaving = False  # no more of them begin at all, nor shows
         self.telling = KeyedLocks()  # jobs whose messages are being changed
         self.hearings: dict[str, Any] = {}  # recordings that are being listened to, by what Telegram calls the file
+        self.life = secrets.token_hex(4)  # names what is this life's on the disk
         self.last_prices: dict[str, tuple[float, float]] = {}  # of each pair, with when it came (monotonic)
         self.prices_held = 0.0  # until then (monotonic) no prices are asked for
         self.prices_missed = False  # did the last question bring none?
-        self.life = secrets.token_hex(4)  # names what is this life's on the disk
+        self.shows: Recent[int, float] = Recent(1000)  # when the last one of a chat began
+        self.playing: dict[asyncio.Task[Any], asyncio.Task[bool]] = {}  # those that are not over, and their frames
 
     @property
     def caches(self) -> dict[str, Cache[Any, Any]]:
@@ -5575,6 +5801,7 @@ class ChatSettings:
     temper_id: int | None = None  # one that was made for this chat, before that
     temper_name: str = ""
     temper_line: str = ""
+    pair: str = "TON"  # what its pond follows
 
     @property
     def persona_key(self) -> str:
@@ -5611,7 +5838,7 @@ async def caches_note(app: App) -> None:
 async def load_chat(app: App, chat_id: int) -> ChatSettings:
     row = await app.db.reader.one(
         """SELECT c.policy, c.lang, c.rich, c.quiet_until, c.told_no_key, c.voice, c.persona, c.persona_id, c.temper,
-                  c.temper_id, t.name AS temper_name, t.line AS temper_line,
+                  c.temper_id, c.pair, t.name AS temper_name, t.line AS temper_line,
                   (SELECT group_concat(former_id) FROM former_chats AS f WHERE f.chat_id = c.chat_id) AS former_ids,
                   v.name, v.description, v.bio, v.character, v.speech, v.likes, v.dislikes, v.goals, v.taboos, v.style,
                   v.verbosity, v.most, v.group_policy, v.media_policy
@@ -5631,7 +5858,7 @@ async def load_chat(app: App, chat_id: int) -> ChatSettings:
     return ChatSettings(
         policy, row["lang"], rich, row["quiet_until"], bool(row["told_no_key"]), bool(row["voice"]),
         row["policy"] is not None, former, row["persona"], row["persona_id"], text, row["temper"], row["temper_id"],
-        row["temper_name"] or "", row["temper_line"] or "",
+        row["temper_name"] or "", row["temper_line"] or "", row["pair"],
     )  # fmt: skip
 
 
@@ -5916,18 +6143,27 @@ async def quotas_clean(app: App) -> None:
 
 # -- rules
 
+MOST_DEALS = 100  # in one transaction
 ICONS = {"coins": "🪙", "bait": "🪱", "dollars": "💵"}  # the currencies there are
 # what a balance changes for: keys of ledger.reason
-REASONS = ("pack", "promo", "stars_back", "undone", "image", "avatar", "speech")
+REASONS = ("pack", "promo", "stars_back", "undone", "image", "avatar", "speech", "bait_start", "bait_day", "bait_share",
+           "cast", "catch", "rod")  # fmt: skip
+
+
+def with_spaces(number: int) -> str:
+    """A whole number that can be read at a glance: "12 000", but "2000"."""
+    return f"{number:,}".replace(",", "\u202f") if abs(number) >= 10_000 else str(number)
 
 
 def amount_words(amounts: Mapping[str, int]) -> str:
     """What somebody has, without what they have nothing of: "100 🪙, 7 🪱"."""
-    return ", ".join(f"{amounts[currency]} {icon}" for currency, icon in ICONS.items() if amounts.get(currency))
+    there = ((amounts.get(currency, 0), icon) for currency, icon in ICONS.items())
+    return ", ".join(f"{with_spaces(amount)} {icon}" for amount, icon in there if amount)
 
 
 def signed(delta: int) -> str:
-    return f"+{delta}" if delta > 0 else f"−{-delta}"
+    sign = "+" if delta > 0 else "−" if delta else ""
+    return sign + with_spaces(abs(delta))
 
 
 # -- queries
@@ -6006,6 +6242,48 @@ async def money(app: App, *user_ids: int) -> AsyncIterator[Tx]:
         for user_id in user_ids:
             app.balances.forget(user_id)
             app.profiles.forget_all(user_id)
+
+
+class Deal(NamedTuple):
+    """What is to be done with somebody's money, and who waits for it."""
+
+    user_id: int
+    work: Callable[[Tx], Coroutine[Any, Any, Any]]
+    done: asyncio.Future[Any]
+
+
+async def deal(app: App, user_id: int, work: Callable[[Tx], Coroutine[Any, Any, T]]) -> T:
+    """`work(tx)` in a transaction as of `money`, shared with whoever else waits for one: to sync with the disk takes
+    longer than all the rest, and the way to the database's thread most of that (see Tx.through for what work may do).
+    Where one of them raises, nothing of theirs is done, and each is tried alone."""
+    one = Deal(user_id, work, asyncio.get_running_loop().create_future())
+    app.deals.append(one)
+    if app.dealer is None or app.dealer.done():
+        app.dealer = asyncio.create_task(close_deals(app))  # not the asker itself: an asker may be cancelled
+    return await one.done  # type: ignore[no-any-return]
+
+
+async def close_deals(app: App) -> None:
+    while app.deals:
+        await asyncio.sleep(0)  # whoever is ready in this turn of the loop goes along
+        batch, app.deals = app.deals[:MOST_DEALS], app.deals[MOST_DEALS:]
+        await close_batch(app, batch)
+
+
+async def close_batch(app: App, batch: Sequence[Deal]) -> None:
+    try:
+        async with money(app, *{one.user_id for one in batch}) as tx:
+            results = await tx.through([one.work for one in batch])
+    except Exception as error:
+        alone = len(batch) == 1 or sickness(error) is not None
+        for one in batch:
+            if alone:
+                settle(one.done, error)
+            else:  # one that fails must not take the others with it
+                await close_batch(app, [one])
+        return
+    for one, result in zip(batch, results, strict=True):
+        settle(one.done, result)
 
 
 async def balance_of(app: App, user_id: int) -> Mapping[str, int]:
@@ -6508,6 +6786,19 @@ async def merge_hours(tx: Tx, old_id: int, new_id: int) -> None:
     )  # fmt: skip
 
 
+async def merge_ponds(tx: Tx, old_id: int, new_id: int, now: float) -> list[int]:
+    """What was caught in a chat, and the lines in its water, go to another one. Of two lines of a person one stays, and
+    the bait of the other is given back; to whom."""
+    await tx.run("UPDATE catches SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    # UNIQUE (user_id, chat_id): what cannot move stays behind, and is given back
+    await tx.run("UPDATE OR IGNORE fishing_lines SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    # read after the move: only what could not move is still there
+    left = await tx.all("SELECT id, user_id FROM fishing_lines WHERE chat_id = ?", old_id)
+    for line in left:
+        await refund(tx, f"cast {line['id']}", now)  # a free cast has no such reference, and nothing is given back
+    return [line["user_id"] for line in left]
+
+
 async def move_access(tx: Tx, old_id: int, new_id: int) -> str | None:
     """What was decided of a group holds for the supergroup, unless something else was decided of that later."""
     await tx.run(
@@ -6521,45 +6812,57 @@ async def move_access(tx: Tx, old_id: int, new_id: int) -> str | None:
     return row["verdict"] if row else None
 
 
+async def merge_chats(tx: Tx, old_id: int, new_id: int, now: float) -> list[int]:
+    """All that is stored of a chat becomes another one's; to whom bait was given back."""
+    await tx.run("UPDATE messages SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    await tx.run("UPDATE former_chats SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    # the older row stays: its first message is the earlier one
+    await tx.run("UPDATE OR REPLACE members SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    await tx.run("UPDATE OR IGNORE facts SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    # what both have stays behind, and goes with the old chat's row (ON DELETE CASCADE)
+    await tx.run("UPDATE OR IGNORE reminders SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    await tx.run("UPDATE OR IGNORE summaries SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    await tx.run("UPDATE tempers SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    await tx.run("UPDATE jobs SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    await tx.run("UPDATE pictures SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    await tx.run("UPDATE OR REPLACE hearings SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    await tx.run("UPDATE speeches SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
+    await merge_hours(tx, old_id, new_id)
+    await tx.run(
+        # of two chats the old one's settings: those were chosen, the new one's are as it was born
+        """UPDATE chats SET policy = o.policy, lang = o.lang, rich = o.rich, quiet_until = o.quiet_until,
+             told_no_key = o.told_no_key, voice = o.voice, persona = o.persona, persona_id = o.persona_id,
+             temper = o.temper, temper_id = o.temper_id, pair = o.pair
+           FROM chats AS o WHERE chats.chat_id = ? AND o.chat_id = ?""",
+        new_id, old_id,
+    )  # fmt: skip
+    await tx.run(
+        """INSERT INTO resets (chat_id, thread_id, message_row)
+           SELECT ?, thread_id, message_row FROM resets WHERE chat_id = ? ON CONFLICT DO NOTHING""",
+        new_id, old_id,
+    )  # fmt: skip
+    given_back = await merge_ponds(tx, old_id, new_id, now)
+    await tx.run("DELETE FROM chats WHERE chat_id = ?", old_id)  # last: its CASCADE takes what was not moved
+    return given_back
+
+
 async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
     """A group became a supergroup: its settings and history go along; message ids of the old one mean nothing."""
     # first of all: what is sent while this waits for the lock goes to the right chat
     app.gate.moved[old_id] = new_id
-    async with app.db.tx() as tx:
+    given_back: list[int] = []
+    async with app.db.tx(durable=True) as tx:  # bait may be given back
         # the update of the new chat may come before the word of the move
         known = await tx.one("SELECT 1 FROM chats WHERE chat_id = ?", new_id)
         # a supergroup counts anew from 1: old ids would be links to other messages
         await tx.run("UPDATE messages SET message_id = NULL, reply_to = NULL WHERE chat_id = ?", old_id)
         await tx.run("UPDATE reminders SET message_id = NULL WHERE chat_id = ?", old_id)
         await tx.run("UPDATE jobs SET message_id = NULL, panel_id = NULL WHERE chat_id = ?", old_id)
+        await tx.run("DELETE FROM shows WHERE chat_id = ?", old_id)
         # no foreign key there, so that nothing cascades
         await tx.run("UPDATE analysis_cache SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
         if known:
-            await tx.run("UPDATE messages SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE former_chats SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE OR REPLACE members SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE OR IGNORE facts SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE OR IGNORE reminders SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE OR IGNORE summaries SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE tempers SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE jobs SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE pictures SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE OR REPLACE hearings SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await tx.run("UPDATE speeches SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
-            await merge_hours(tx, old_id, new_id)
-            await tx.run(
-                """UPDATE chats SET policy = o.policy, lang = o.lang, rich = o.rich, quiet_until = o.quiet_until,
-                     told_no_key = o.told_no_key, voice = o.voice, persona = o.persona, persona_id = o.persona_id,
-                     temper = o.temper, temper_id = o.temper_id
-                   FROM chats AS o WHERE chats.chat_id = ? AND o.chat_id = ?""",
-                new_id, old_id,
-            )  # fmt: skip
-            await tx.run(
-                """INSERT INTO resets (chat_id, thread_id, message_row)
-                   SELECT ?, thread_id, message_row FROM resets WHERE chat_id = ? ON CONFLICT DO NOTHING""",
-                new_id, old_id,
-            )  # fmt: skip
-            await tx.run("DELETE FROM chats WHERE chat_id = ?", old_id)
+            given_back = await merge_chats(tx, old_id, new_id, app.clock.now())
         else:
             # ON UPDATE CASCADE takes along all tables that refer to it
             await tx.run("UPDATE chats SET chat_id = ?, kind = 'supergroup' WHERE chat_id = ?", new_id, old_id)
@@ -6569,6 +6872,9 @@ async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
             old_id, new_id,
         )  # fmt: skip
         verdict = await move_access(tx, old_id, new_id)
+    for user_id in given_back:
+        app.balances.forget(user_id)
+        app.profiles.forget_all(user_id)
     app.access.pop(old_id, None)
     if old_id in app.settings.allowed_chats and verdict is None:  # whoever listed it meant the group, not the number
         await set_access(app, new_id, "allowed")
@@ -6606,6 +6912,7 @@ SET_CHAT = {
     "persona_id": "UPDATE chats SET persona_id = ? WHERE chat_id = ?",
     "temper": "UPDATE chats SET temper = ? WHERE chat_id = ?",
     "temper_id": "UPDATE chats SET temper_id = ? WHERE chat_id = ?",
+    "pair": "UPDATE chats SET pair = ? WHERE chat_id = ?",
 }
 
 
@@ -6641,7 +6948,7 @@ MAX_NOTE = 200  # https://core.telegram.org/bots/api#answercallbackquery
 FORM_KEPT_S = 7 * 86_400
 MAX_FORMS = 10_000
 
-Row = Sequence[tuple[str, CallbackData]]
+Row = Sequence[tuple[str, CallbackData | str]]
 
 
 # the number goes up with the fields: buttons of older menus are told so, not misread
@@ -6791,7 +7098,7 @@ def marked(text: str, on: bool) -> str:
     return f"✓ {text}" if on else text
 
 
-def in_rows(buttons: Sequence[tuple[str, CallbackData]], width: int = 2) -> list[Row]:
+def in_rows(buttons: Row, width: int = 2) -> list[Row]:
     return [buttons[at : at + width] for at in range(0, len(buttons), width)]
 
 
@@ -7178,12 +7485,14 @@ class JobSpec(NamedTuple):
     after: Callable[[App, Job], Awaitable[None]] | None
     change: Callable[[App, Job], tuple[str, CallbackData]] | None
     times: Callable[[Mapping[str, Any]], int]
+    beside: bool = False
 
 
 JOBS: dict[str, JobSpec] = {}
 POOLS: dict[str, Callable[[Settings], int]] = {  # queues, and how many of their jobs may be at work at once
     "images": lambda settings: settings.max_parallel_images,
     "speech": lambda settings: settings.max_parallel_speech,
+    "cards": lambda settings: 1,  # apart from what people wait for
 }
 
 
@@ -7210,6 +7519,7 @@ def job(
     after: Callable[[App, Job], Awaitable[None]] | None = None,
     change: Callable[[App, Job], tuple[str, CallbackData]] | None = None,
     times: Callable[[Mapping[str, Any]], int] = once,
+    beside: bool = False,
 ) -> Callable[[T], T]:
     """Register who does a kind of job: `(app, job)` returns JobEnd; BotError where it fails. It may be done twice: a
     stop interrupts it anywhere.
@@ -7217,11 +7527,12 @@ def job(
     `pool`: of POOLS; `quota`: of a day, of which there are so many (`most`); `price`: in coins, so many `times` by what
     is to be done, and the `reason` in the ledger; `failed` is called in the transaction that ends one without success,
     with its new state, `queued` in the one that queues one, also where it is asked for again; `after` either of these,
-    or success, was stored; `change`: the button that leads to where what it was asked for can be changed, in private.
+    or success, was stored; `change`: the button that leads to where what it was asked for can be changed, in private;
+    `beside`: nobody asked for it, so nobody is told of it, nor calls it off, nor has to wait for it.
     """
 
     def register(run: T) -> T:
-        JOBS[kind] = JobSpec(run, pool, quota, most, price, reason, failed, queued, after, change, times)  # type: ignore[arg-type]
+        JOBS[kind] = JobSpec(run, pool, quota, most, price, reason, failed, queued, after, change, times, beside)  # type: ignore[arg-type]
         return run
 
     return register
@@ -7237,9 +7548,15 @@ def pools(app: App) -> dict[str, int]:
     return {pool_of(app, kind): POOLS[spec.pool](app.settings) for kind, spec in JOBS.items()}
 
 
+def is_beside(kind: str) -> bool:
+    return kind in JOBS and JOBS[kind].beside
+
+
 def job_words(app: App, job: Job, place: int = 0) -> str | None:
     """What a job's message says; None: it is to go. `place`: in its queue, from 1."""
     t = functools.partial(app.texts, job.lang)
+    if is_beside(job.kind):
+        return None
     if job.state == "queued":
         return t("job.queued", place=place)
     if job.state == "running":
@@ -7367,7 +7684,8 @@ async def queue_job(
         if who.update_id and (known := await job_asked(tx, who.update_id, kind)):
             return known
         # in the transaction: of two taps at once one may be the one too many
-        if len(await jobs_open(tx, who.user_id)) >= MOST_QUEUED:
+        waiting = [job for job in await jobs_open(tx, who.user_id) if is_beside(job.kind) == spec.beside]
+        if len(waiting) >= MOST_QUEUED:
             raise BotError("job.many", most=MOST_QUEUED)
         if spec.quota:
             await use_quota(tx, app, who.user_id, spec.quota, spec.most(app.settings))
@@ -7615,7 +7933,8 @@ async def cancel_jobs(app: App, which: Callable[[Job], bool], *, at_once: bool =
 
 async def cancel_jobs_here(app: App, who: Who) -> bool:
     """Call off what somebody waits for in this chat; False where that is nothing."""
-    return await cancel_jobs(app, lambda job: (job.chat_id, job.user_id) == (who.chat_id, who.user_id))
+    here = who.chat_id, who.user_id
+    return await cancel_jobs(app, lambda job: (job.chat_id, job.user_id) == here and not is_beside(job.kind))
 
 
 async def drain_jobs(app: App, seconds: float) -> None:
@@ -8785,6 +9104,8 @@ async def forget_derived(tx: Tx, user_id: int, chat_id: int) -> list[int]:
     await tx.run("DELETE FROM tempers WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM jobs WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM pictures WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
+    await tx.run("DELETE FROM fishing_lines WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
+    await tx.run("DELETE FROM catches WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM forms WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM speeches WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     topics = await tx.all("SELECT thread_id FROM summaries WHERE chat_id = ?", chat_id)
@@ -9183,9 +9504,34 @@ async def export_head(app: App, user_id: int) -> dict[str, Any]:
         "ledger": [dict(row) for row in ledger],
         "payments": [dict(row) for row in payments],
         "promo_codes": [dict(row) for row in promos],
+        "fishing": await export_fishing(db, user_id),
         "limits": [dict(row) for row in limits],
         "model_calls": [dict(row) for row in calls],
         "access": app.access.get(user_id),
+    }
+
+
+async def export_fishing(db: Queries, user_id: int) -> dict[str, Any]:
+    """What is stored of a person's fishing."""
+    angler = await db.one(
+        "SELECT rod, rods, experience, gift_day, lessons, started_at FROM anglers WHERE user_id = ?", user_id
+    )
+    given = await db.one("SELECT granted_at FROM starting_grants WHERE user_id = ?", user_id)
+    lines = await db.all(
+        """SELECT chat_id, thread_id, pair, leverage, stake, entry, practice, cast_at FROM fishing_lines
+           WHERE user_id = ?""",
+        user_id,
+    )
+    catches = await db.all(
+        """SELECT chat_id, fish, pair, leverage, stake, entry, exit, practice, pnl, dollars, cast_at, caught_at, shared
+           FROM catches WHERE user_id = ? ORDER BY id""",
+        user_id,
+    )
+    return {
+        "angler": dict(angler) if angler else None,
+        "first_bait": given["granted_at"] if given else None,
+        "lines_in_the_water": [dict(row) for row in lines],
+        "catches": [dict(row) for row in catches],
     }
 
 
@@ -18418,6 +18764,2573 @@ async def water_of(app: App, pair: str) -> Quote:
     return await market_price(app, pair) or made_up_price(app, pair)
 
 
+# == Scenes ===========================================================================================================
+# Fish as they look where no model has drawn them: a table of what is special about each, plans of bodies, what they
+# wear, water. Crude, and always the same for the same fish.
+
+# -- rules
+
+ART_WIDTH, ART_HEIGHT = 900, 675
+INK = "#10202c"  # of all outlines
+WATERS = {  # by rarity: the water above and below, and the colour of its name
+    "trash": ("#6f8a5c", "#26331f", "#b9c2a4"),
+    "common": ("#4fb3bf", "#0f3f57", "#8fd6e0"),
+    "rare": ("#4d94e8", "#0e2a63", "#7fb8ff"),
+    "epic": ("#a071ea", "#2a1458", "#cda6ff"),
+    "legendary": ("#ffc65c", "#6b2410", "#ffd978"),
+}
+SIZES = {"trash": 215, "common": 225, "rare": 245, "epic": 262, "legendary": 280}  # pixels from the middle to the nose
+WHITE, GOLD, RED = "#ffffff", "#ffd24a", "#e8574e"
+
+
+class FishLook(NamedTuple):
+    """How a fish is drawn where no model has drawn it: a row of PLANS, the colour of its body, what is special."""
+
+    plan: str
+    colour: str
+    traits: str = ""
+
+
+LOOKS = {
+    "tardigrade": FishLook("critter", "#c9a27c", "legs cap"),
+    "squid": FishLook("squid", "#d97b9a", "nightcap tears"),
+    "boot": FishLook("boot", "#7a5636"),
+    "anglerfish": FishLook("fish", "#5b4a6b", "fat lamp teeth"),
+    "blobfish": FishLook("blob", "#f0a9a6"),
+    "asp": FishLook("fish", "#c4d0d8", "slim pegs"),
+    "cod": FishLook("fish", "#a8a06f", "spots ice"),
+    "beluga": FishLook("fish", "#8d97a5", "long bony tears"),
+    "starfish": FishLook("star", "#f08a4b", "comet"),
+    "shrimp": FishLook("shrimp", "#f59a86", "crown"),
+    "bream": FishLook("fish", "#b9a36a", "tall stars"),
+    "salmon": FishLook("fish", "#ef8f78", "spots stop"),
+    "goby": FishLook("fish", "#c2603f", "short horns ring"),
+    "pufferfish": FishLook("round", "#e8d06a", "spikes spots"),
+    "bleak": FishLook("fish", "#cfdbe6", "slim cloud"),
+    "burbot": FishLook("eel", "#6e6a45", "ears whisker spots"),
+    "herring": FishLook("fish", "#d65a4a", "slim forelock"),
+    "snag": FishLook("log", "#7b5b3e"),
+    "whitefish": FishLook("fish", "#dfe7ea", "slim papers"),
+    "hake": FishLook("fish", "#9fb0b8", "long turban"),
+    "sprat": FishLook("trio", "#b6c6d4", "slim"),
+    "crucian": FishLook("fish", "#e0a83e", "tall asleep"),
+    "flounder": FishLook("flat", "#a88a5a", "spots"),
+    "crab": FishLook("crab", "#e06a4e", "sack"),
+    "gudgeon": FishLook("fish", "#b2966a", "slim helmet spots"),
+    "toad": FishLook("toad", "#7f9a4a", "spots coin"),
+    "roach": FishLook("fish", "#c9d3d9", "redfins bubble"),
+    "vobla": FishLook("fish", "#b98f5a", "slim mug"),
+    "anchovy": FishLook("trio", "#8fa9bd", "slim"),
+    "piranha": FishLook("fish", "#5f8f8a", "short tall teeth napkin"),
+    "barracuda": FishLook("fish", "#8fa3ad", "long slim teeth bars"),
+    "sawfish": FishLook("fish", "#9aa08c", "long saw"),
+    "seahorse": FishLook("seahorse", "#f2c14e", ""),
+    "remora": FishLook("fish", "#7f8a99", "slim tophat tie"),
+    "plankton": FishLook("critter", "#6fbf73", "one tie"),
+    "carp": FishLook("fish", "#e39b3b", "fat moustache bow scales"),
+    "ruffe": FishLook("fish", "#a7954f", "short spines angry"),
+    "tench": FishLook("fish", "#6f7d3a", "fat asleep"),
+    "catfish": FishLook("fish", "#7a7468", "long whiskers glass"),
+    "jar": FishLook("jar", "#7ea34a"),
+    "pike": FishLook("fish", "#7d9a4b", "long slim snout teeth spots"),
+    "eel": FishLook("eel", "#5c6b4a", "tie"),
+    "trout": FishLook("fish", "#b98f6a", "spots beret hearts"),
+    "mackerel": FishLook("fish", "#4f93a8", "slim bars halo"),
+    "ray": FishLook("ray", "#8aa0b8", ""),
+    "hammerhead": FishLook("fish", "#8796a3", "long shark hammer"),
+    "flying_fish": FishLook("fish", "#5aa7d6", "slim wings goggles"),
+    "red_mullet": FishLook("fish", "#ef7f8a", "horns mane"),
+    "chub": FishLook("fish", "#8e9a6a", "fat tie"),
+    "axolotl": FishLook("axolotl", "#f5a8bd", "coin"),
+    "walrus": FishLook("whale", "#9a7a66", "tusks moustache"),
+    "swordfish": FishLook("fish", "#5f82b5", "long sword sail"),
+    "octopus": FishLook("squid", "#c65b7c", "octopus"),
+    "zander": FishLook("fish", "#9aa46a", "long bars wig"),
+    "sturgeon": FishLook("fish", "#7d8791", "long bony snout lampcap"),
+    "sterlet": FishLook("fish", "#a39078", "slim long bony snout monocle wig"),
+    "tuna": FishLook("fish", "#4f6fa0", "fat asleep buoy"),
+    "grayling": FishLook("fish", "#8e86b8", "sail spots bow"),
+    "taimen": FishLook("fish", "#a5714f", "long spots watch"),
+    "dolphin": FishLook("whale", "#6f9cc4", "beak books"),
+    "narwhal": FishLook("whale", "#93a7b8", "tusk spots flowers"),
+    "night_catfish": FishLook("fish", "#565a78", "long whiskers redeye nightcap"),
+    "shark": FishLook("fish", "#7f909c", "fat shark teeth apron"),
+    "perch": FishLook("fish", "#8fb54a", "tall bars spines redfins bow"),
+    "porpoise": FishLook("whale", "#e59aa8", "slot coin"),
+    "goldfish": FishLook("fish", "#ffb52e", "short veil crown scales"),
+    "whale": FishLook("whale", "#5f7fa8", "spout slippers"),
+    "mola": FishLook("mola", "#c9d2da", "moon"),
+    "crayfish": FishLook("crab", "#d8412f", "crayfish notes"),
+    "coelacanth": FishLook("fish", "#4f6a86", "fat lobes spots web"),
+    "black_swan": FishLook("bird", "#2a2d3a", "swan"),
+    "rare_bird": FishLook("bird", "#d9a35a", "sandwich"),
+    "vodianyk": FishLook("spirit", "#6fa15a", "leaf"),
+}
+
+
+def mixed(one: str, other: str, share: float) -> str:
+    """A colour between two; `share` of the other."""
+    pairs = zip(bytes.fromhex(one[1:]), bytes.fromhex(other[1:]), strict=True)
+    return "#" + bytes(round(a + (b - a) * share) for a, b in pairs).hex()
+
+
+def smooth(points: Sequence[Point], *, closed: bool = True, steps: int = 8) -> list[Point]:
+    """A curve through all of these (Catmull and Rom's)."""
+    if not closed:
+        points = [points[0], *points, points[-1]]
+    count = len(points) if closed else len(points) - 3
+    curve = []
+    for at in range(count):
+        p = [points[(at + shift) % len(points)] for shift in ((-1, 0, 1, 2) if closed else (0, 1, 2, 3))]
+        for step in range(steps):
+            t = step / steps
+            curve.append(tuple(
+                0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t * t + (3 * b - a - 3 * c + d) * t**3)
+                for a, b, c, d in zip(*p, strict=True)
+            ))  # fmt: skip
+    return [(x, y) for x, y in [*curve, *([] if closed else [points[-1]])]]
+
+
+class Brush:
+    """Draws something that has its own axes: its middle is (0, 0), its nose looks to (1, 0), y goes down. With a hand
+    that is not quite steady."""
+
+    def __init__(
+        self, canvas: Canvas, dice: random.Random, x: float, y: float, size: float, tilt: float, flip: int
+    ) -> None:
+        self._canvas, self.dice = canvas, dice
+        self._x, self._y, self.size, self._flip = x, y, size, flip
+        self._cos, self._sin = math.cos(tilt), math.sin(tilt)
+
+    def at(self, point: Point) -> Point:
+        x, y = point[0] * self.size, point[1] * self.size
+        return self._x + self._flip * (x * self._cos - y * self._sin), self._y + x * self._sin + y * self._cos
+
+    def shake(self, points: Iterable[Point], by: float = 0.012) -> list[Point]:
+        return [(x + self.dice.uniform(-by, by), y + self.dice.uniform(-by, by)) for x, y in points]
+
+    def fill(self, points: Sequence[Point], colour: str, edge: float = 7.0, *, sharp: bool = False) -> None:
+        """A shape with an outline, round unless `sharp`."""
+        points = self.shake(points)
+        outline = [self.at(point) for point in (points if sharp else smooth(points))]
+        self._canvas.shape(outline, colour)
+        if edge:
+            self._canvas.line([*outline, *outline[:2]], INK, edge)
+
+    def oval(self, x: float, y: float, rx: float, ry: float, colour: str, edge: float = 7.0) -> None:
+        turns = [2 * math.pi * part / 12 for part in range(12)]
+        self.fill([(x + rx * math.cos(turn), y + ry * math.sin(turn)) for turn in turns], colour, edge)
+
+    def line(self, points: Sequence[Point], colour: str = INK, width: float = 7.0) -> None:
+        curve = smooth(self.shake(points), closed=False) if len(points) > 2 else points
+        self._canvas.line([self.at(point) for point in curve], colour, width)
+        for end in (curve[0], curve[-1]):
+            self._canvas.dot(*self.at(end), colour, width / 2 - 0.5)
+
+    def dot(self, x: float, y: float, radius: float, colour: str) -> None:
+        self._canvas.dot(*self.at((x, y)), colour, radius * self.size)
+
+    def eye(self, x: float, y: float, radius: float, mood: str) -> None:
+        """Big and silly: `mood` is a rarity, or asleep, redeye, angry."""
+        if mood == "asleep":
+            self.line([(x - radius, y), (x, y + radius * 0.7), (x + radius, y)], width=6)
+            return
+        self.oval(x, y, radius, radius, "#ffdad6" if mood == "redeye" else WHITE, 6)
+        side = {"trash": (0.05, 0.35), "legendary": (0.2, -0.2)}.get(mood, (0.25, 0.05))
+        self.dot(x + radius * side[0], y + radius * side[1], radius * 0.5, RED if mood == "redeye" else INK)
+        self.dot(x + radius * (side[0] + 0.18), y + radius * (side[1] - 0.2), radius * 0.17, WHITE)
+        lid = {"trash": [(-1.1, -0.05), (1.1, -0.45)], "angry": [(-1.2, -1.2), (1.0, -0.35)]}.get(mood)
+        if lid:
+            self.line([(x + radius * dx, y + radius * dy) for dx, dy in lid], width=8)
+
+    def mouth(self, x: float, y: float, width: float, mood: str) -> None:
+        bend = {"trash": -0.45, "angry": -0.5, "common": 0.12, "asleep": 0.25}.get(mood, 0.5) * width
+        ends = [(x - width / 2, y), (x, y + bend), (x + width / 2, y - bend * 0.15)]
+        if mood in ("epic", "legendary"):
+            self.fill([*ends, (x, y + bend * 0.15)], "#7c2434", 6)
+        else:
+            self.line(ends, width=7)
+
+
+class Face(NamedTuple):
+    """Where on a drawn fish things are put."""
+
+    head: Point  # its top
+    eye: Point
+    mouth: Point
+    belly: Point
+
+
+Plan = Callable[[Brush, FishLook, str], Face]
+PLANS: dict[str, Plan] = {}
+
+
+def plan(name: str) -> Callable[[Plan], Plan]:
+    """Register how a kind of creature is drawn: `(brush, look, mood)` returns its Face."""
+
+    def register(draw: Plan) -> Plan:
+        PLANS[name] = draw
+        return draw
+
+    return register
+
+
+def markings(brush: Brush, look: FishLook, long: float, tall: float) -> None:
+    """Spots, bars, stripes, scales on a body of this size."""
+    dark, traits = mixed(look.colour, INK, 0.35), look.traits.split()
+    if "spots" in traits:
+        for _ in range(13):
+            x = brush.dice.uniform(-0.7, 0.35) * long
+            y = brush.dice.uniform(-0.6, 0.35) * tall * (1 - abs(x) / long / 1.6)
+            brush.dot(x, y, brush.dice.uniform(0.02, 0.05), dark)
+    if "bars" in traits:
+        for part in range(5):
+            x = (0.3 - part * 0.23) * long
+            reach = tall * (0.82 - abs(x) / long * 0.55)
+            brush.line([(x, -reach), (x - 0.05, -reach * 0.3), (x + 0.02, reach * 0.25)], dark, 17)
+    if "scales" in traits:
+        for column, row in itertools.product(range(6), range(3)):
+            x, y = (0.25 - column * 0.17) * long, (-0.4 + row * 0.36 + column % 2 * 0.15) * tall
+            brush.line([(x, y - 0.07), (x - 0.06, y), (x, y + 0.07)], dark, 4)
+    if "bony" in traits:
+        for part in range(7):
+            x = (0.4 - part * 0.17) * long
+            brush.fill([(x - 0.05, 0.02), (x, -0.07), (x + 0.05, 0.02), (x, 0.09)], mixed(look.colour, WHITE, 0.35), 4)
+
+
+def sizes_of(traits: Sequence[str]) -> tuple[float, float]:
+    """How long and how tall a fish is, as halves."""
+    long = 1.22 if "long" in traits else 0.86 if "short" in traits else 1.0
+    return long, {"fat": 0.66, "tall": 0.62, "slim": 0.32}.get(
+        next((t for t in traits if t in "fat tall slim"), ""), 0.47
+    )
+
+
+@plan("fish")
+def plan_fish(brush: Brush, look: FishLook, mood: str) -> Face:
+    traits = look.traits.split()
+    long, tall = sizes_of(traits)
+    fin = RED if "redfins" in traits else mixed(look.colour, INK, 0.18)
+    nose = 1.28 if "snout" in traits else 1.02
+    draw_tail(brush, fin, long, traits)
+    draw_fins(brush, fin, long, tall, traits)
+    body = [(nose * long, 0.03), (0.8 * long, -0.5 * tall), (0.4 * long, -0.98 * tall), (-0.1 * long, -0.95 * tall),
+            (-0.6 * long, -0.5 * tall), (-0.95 * long, -0.14), (-0.95 * long, 0.14), (-0.6 * long, 0.5 * tall),
+            (-0.1 * long, 0.95 * tall), (0.4 * long, 0.93 * tall), (0.8 * long, 0.52 * tall)]  # fmt: skip
+    brush.fill(body, look.colour)
+    belly = [(0.78 * long, 0.42 * tall), (0.4 * long, 0.84 * tall), (-0.1 * long, 0.85 * tall),
+             (-0.62 * long, 0.36 * tall), (0.1 * long, 0.42 * tall)]  # fmt: skip
+    brush.fill(belly, mixed(look.colour, WHITE, 0.5), 0)
+    markings(brush, look, long, tall)
+    gill = 0.42 * long
+    brush.line([(gill, -0.5 * tall), (gill - 0.09, 0.0), (gill, 0.45 * tall)], width=5)
+    brush.fill([(0.16 * long, 0.2 * tall), (-0.2 * long, 0.25 * tall), (-0.12 * long, 0.62 * tall)], fin, 6)
+    eye = 0.68 * long, -0.28 * tall
+    feel = next((trait for trait in traits if trait in ("asleep", "redeye", "angry")), mood)
+    if "hammer" not in traits:
+        brush.eye(*eye, 0.15 + 0.03 * (mood == "legendary"), feel)
+    mouth = (nose - 0.16) * long, 0.3 * tall
+    brush.mouth(*mouth, 0.26, feel)
+    if "teeth" in traits:
+        for part in range(5):
+            x = mouth[0] - 0.13 + part * 0.06
+            brush.fill([(x - 0.03, mouth[1]), (x, mouth[1] + 0.1), (x + 0.03, mouth[1])], WHITE, 4, sharp=True)
+    return Face((0.5 * long, -0.95 * tall), eye, mouth, (0.3 * long, 0.85 * tall))
+
+
+def draw_tail(brush: Brush, fin: str, long: float, traits: Sequence[str]) -> None:
+    reach = 0.75 if "veil" in traits else 0.42
+    tip = -1.4 * long - (0.3 if "veil" in traits else 0.0)
+    notch = brush.dice.choice((-1.12, -1.2, -1.36)) * long
+    brush.fill([(-0.8 * long, -0.02), (tip, -reach), (notch, 0.0), (tip, reach), (-0.8 * long, 0.04)], fin)
+    for side in (-1, 1):
+        brush.line([(-1.0 * long, side * 0.05), (tip * 0.93, side * reach * 0.66)], mixed(fin, INK, 0.4), 4)
+
+
+def draw_fins(brush: Brush, fin: str, long: float, tall: float, traits: Sequence[str]) -> None:
+    """What stands out of the back and the belly, behind the body."""
+    if "spines" in traits:
+        for part in range(7):
+            x = (0.4 - part * 0.15) * long
+            brush.fill([(x + 0.07, -0.7 * tall), (x - 0.04, -tall - 0.3), (x - 0.09, -0.7 * tall)], fin, 5, sharp=True)
+    elif "sail" in traits:
+        brush.fill([(0.5 * long, -0.6 * tall), (0.2 * long, -tall - 0.62), (-0.6 * long, -tall - 0.5),
+                    (-0.5 * long, -0.4 * tall)], fin)  # fmt: skip
+        for part in range(5):
+            x = (0.25 - part * 0.16) * long
+            brush.line([(x, -0.8 * tall), (x - 0.06, -tall - 0.4)], mixed(fin, INK, 0.4), 4)
+    elif "shark" in traits:
+        brush.fill(
+            [(0.25 * long, -0.8 * tall), (-0.15 * long, -tall - 0.42), (-0.3 * long, -0.7 * tall)], fin, sharp=True
+        )
+    else:
+        brush.fill([(0.35 * long, -0.75 * tall), (0.0, -tall - 0.26), (-0.45 * long, -tall - 0.06),
+                    (-0.5 * long, -0.5 * tall)], fin)  # fmt: skip
+    brush.fill([(0.05 * long, 0.7 * tall), (-0.12 * long, tall + 0.22), (-0.35 * long, 0.6 * tall)], fin)
+    if "lobes" in traits:
+        for x in (0.35, -0.55):
+            brush.fill([(x * long, 0.6 * tall), (x * long - 0.05, tall + 0.3), (x * long - 0.25, tall + 0.25)], fin)
+
+
+@plan("trio")
+def plan_trio(brush: Brush, look: FishLook, mood: str) -> Face:
+    """Three of a kind, one over the other."""
+    x, y, size = brush._x, brush._y, brush.size
+    face = Face((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
+    brush.size = size * 0.72
+    for shift in (-0.62, 0.0, 0.62):
+        brush._x, brush._y = x + size * 0.25 * math.cos(shift * 5), y + size * shift
+        face = plan_fish(brush, look, mood)
+    brush._x, brush._y = x, y
+    return face
+
+
+@plan("eel")
+def plan_eel(brush: Brush, look: FishLook, mood: str) -> Face:
+    spine = [(-1.35, 0.1), (-1.0, -0.28), (-0.6, 0.05), (-0.2, 0.3), (0.2, 0.02), (0.6, -0.2), (0.95, -0.08)]
+    curve = smooth(spine, closed=False)
+    for colour, width in ((INK, 1.08), (look.colour, 1.0)):
+        for part, (x, y) in enumerate(curve):
+            brush.dot(x, y, (0.06 + 0.2 * (part / len(curve)) ** 0.7) * width + (0.012 if colour == INK else 0), colour)
+    brush.line([(x, y + 0.08) for x, y in spine[2:6]], mixed(look.colour, WHITE, 0.45), 12)
+    if "spots" in look.traits:
+        for _ in range(10):
+            x, y = brush.dice.choice(curve[8:40])
+            brush.dot(x, y - 0.06, brush.dice.uniform(0.02, 0.04), mixed(look.colour, INK, 0.4))
+    brush.eye(0.95, -0.2, 0.13, mood)
+    brush.mouth(1.08, 0.06, 0.22, mood)
+    return Face((0.88, -0.34), (0.95, -0.2), (1.08, 0.06), (0.62, 0.02))
+
+
+@plan("round")
+def plan_round(brush: Brush, look: FishLook, mood: str) -> Face:
+    fin = mixed(look.colour, INK, 0.2)
+    for part in range(22 if "spikes" in look.traits else 0):
+        turn = 2 * math.pi * part / 22
+        tip = [(math.cos(turn + shift) * reach, math.sin(turn + shift) * reach) for shift, reach in
+               ((-0.1, 0.75), (0.0, 1.06), (0.1, 0.75))]  # fmt: skip
+        brush.fill(tip, fin, 5, sharp=True)
+    brush.fill([(-0.75, 0.0), (-1.3, -0.3), (-1.2, 0.0), (-1.3, 0.3)], fin)
+    brush.oval(0, 0, 0.86, 0.82, look.colour)
+    brush.oval(0.12, 0.38, 0.5, 0.34, mixed(look.colour, WHITE, 0.6), 0)
+    markings(brush, look, 0.8, 0.8)
+    brush.fill([(-0.1, 0.05), (-0.5, -0.1), (-0.45, 0.25)], fin, 6)
+    for x in (0.3, 0.66):
+        brush.eye(x, -0.25, 0.16, mood)
+    brush.mouth(0.5, 0.15, 0.22, mood)
+    return Face((0.35, -0.8), (0.48, -0.25), (0.5, 0.15), (0.1, 0.8))
+
+
+@plan("blob")
+def plan_blob(brush: Brush, look: FishLook, mood: str) -> Face:
+    """It has given up."""
+    brush.fill([(0.0, -0.72), (0.5, -0.5), (0.72, 0.1), (1.15, 0.62), (0.4, 0.72), (-0.4, 0.7), (-1.2, 0.66), (-0.7,
+        0.1),
+                (-0.5, -0.5)], look.colour)  # fmt: skip
+    brush.fill([(0.0, -0.3), (0.19, 0.0), (0.16, 0.24), (-0.16, 0.24), (-0.19, 0.0)], mixed(look.colour, RED, 0.25), 5)
+    for x in (-0.36, 0.36):
+        brush.eye(x, -0.22, 0.15, "trash")
+    brush.line([(-0.45, 0.5), (-0.2, 0.36), (0.2, 0.36), (0.45, 0.5)], width=9)
+    for x, y in ((0.44, 0.08), (0.52, 0.3)):
+        brush.fill([(x, y - 0.13), (x + 0.07, y + 0.02), (x, y + 0.09), (x - 0.07, y + 0.02)], "#9fdcff", 4)
+    return Face((0.0, -0.72), (0.36, -0.22), (0.0, 0.4), (0.0, 0.7))
+
+
+@plan("mola")
+def plan_mola(brush: Brush, look: FishLook, mood: str) -> Face:
+    fin = mixed(look.colour, INK, 0.2)
+    for side in (-1, 1):
+        brush.fill([(-0.15, side * 0.6), (-0.42, side * 1.3), (-0.55, side * 0.6)], fin)
+    brush.fill([(-0.6, -0.62), (-1.0, -0.45), (-0.95, 0.0), (-1.0, 0.45), (-0.6, 0.62)], fin)
+    brush.oval(0, 0, 0.9, 0.86, look.colour)
+    for x, y, radius in ((-0.4, -0.4, 0.14), (-0.5, 0.2, 0.19), (-0.05, 0.5, 0.12), (0.05, -0.55, 0.1)):
+        brush.oval(x, y, radius, radius * 0.9, mixed(look.colour, INK, 0.14), 0)
+    brush.eye(0.45, -0.2, 0.17, mood)
+    brush.mouth(0.62, 0.2, 0.26, mood)
+    return Face((0.3, -0.82), (0.45, -0.2), (0.62, 0.2), (0.0, 0.85))
+
+
+@plan("flat")
+def plan_flat(brush: Brush, look: FishLook, mood: str) -> Face:
+    fin = mixed(look.colour, INK, 0.2)
+    brush.fill([(-0.9, 0.1), (-1.4, -0.12), (-1.32, 0.12), (-1.4, 0.34)], fin)
+    brush.fill([(1.05, 0.1), (0.5, -0.36), (-0.3, -0.4), (-0.95, 0.1), (-0.3, 0.46), (0.5, 0.44)], fin)
+    brush.fill([(1.05, 0.1), (0.5, -0.24), (-0.3, -0.27), (-0.95, 0.1), (-0.3, 0.33), (0.5, 0.32)], look.colour)
+    markings(brush, look, 0.9, 0.35)
+    for x in (0.5, 0.78):
+        brush.eye(x, -0.3, 0.14, mood)
+    brush.mouth(0.9, 0.1, 0.2, mood)
+    return Face((0.3, -0.36), (0.64, -0.3), (0.9, 0.1), (0.0, 0.4))
+
+
+@plan("ray")
+def plan_ray(brush: Brush, look: FishLook, mood: str) -> Face:
+    brush.line([(-0.5, 0.1), (-1.0, 0.3), (-1.3, 0.05), (-1.7, 0.2)], INK, 12)
+    brush.fill([(0.75, 0.0), (0.3, -0.28), (-0.25, -0.85), (-0.4, -0.2), (-0.6, 0.1), (-0.4, 0.35), (-0.15, 0.9),
+        (0.3, 0.35)],
+               look.colour)  # fmt: skip
+    brush.fill([(0.55, 0.02), (0.2, -0.15), (-0.25, 0.05), (0.2, 0.22)], mixed(look.colour, WHITE, 0.4), 0)
+    for y in (-0.16, 0.2):
+        brush.eye(0.42, y, 0.13, mood)
+    brush.mouth(0.66, 0.06, 0.2, mood)
+    for part in range(6):
+        x = -0.3 + part * 0.07
+        brush.line([(x, 0.62 - part * 0.05), (x - 0.05, 0.86 - part * 0.05)], width=4)
+    return Face((0.2, -0.3), (0.42, -0.16), (0.66, 0.06), (0.0, 0.4))
+
+
+@plan("squid")
+def plan_squid(brush: Brush, look: FishLook, mood: str) -> Face:
+    many = 8 if "octopus" in look.traits else 7
+    for part in range(many):
+        x = -0.56 + 1.12 * part / (many - 1)
+        bend = 0.16 * (-1) ** part
+        for colour, width in ((INK, 34), (look.colour, 22)):
+            brush.line(
+                [(x * 0.8, 0.25), (x + bend, 0.65), (x * 1.35 - bend, 1.0), (x * 1.5 + bend, 1.18)], colour, width
+            )
+    dome = [(0.62, 0.3), (0.66, -0.3), (0.0, -0.85), (-0.66, -0.3), (-0.62, 0.3), (0.0, 0.42)]
+    if "octopus" not in look.traits:
+        brush.fill(
+            [(0.0, -0.95), (0.62, -0.62), (0.3, -0.4), (-0.3, -0.4), (-0.62, -0.62)], mixed(look.colour, INK, 0.2)
+        )
+        dome = [(0.42, 0.3), (0.46, -0.3), (0.0, -1.15), (-0.46, -0.3), (-0.42, 0.3), (0.0, 0.4)]
+    brush.fill(dome, look.colour)
+    for x in (-0.22, 0.22):
+        brush.eye(x, -0.08, 0.18, mood)
+    brush.mouth(0.0, 0.22, 0.26, mood)
+    return Face((0.0, dome[2][1] + 0.06), (0.22, -0.08), (0.0, 0.22), (0.0, 0.4))
+
+
+@plan("star")
+def plan_star(brush: Brush, look: FishLook, mood: str) -> Face:
+    points = []
+    for part in range(10):
+        reach, turn = (1.0 if part % 2 == 0 else 0.45), math.pi * part / 5 - math.pi / 2
+        points.append((reach * math.cos(turn), reach * math.sin(turn)))
+    for tail in range(3):
+        brush.line([(-0.5, -0.5 + tail * 0.3), (-1.6, -1.3 + tail * 0.35)], "#ffd24a", 12)
+    brush.fill(points, look.colour)
+    for x in (-0.17, 0.17):
+        brush.eye(x, -0.1, 0.15, mood)
+    brush.mouth(0.0, 0.2, 0.3, mood)
+    for turn in range(5):
+        angle = math.pi * 2 * turn / 5 - math.pi / 2
+        brush.dot(0.68 * math.cos(angle), 0.68 * math.sin(angle), 0.05, mixed(look.colour, WHITE, 0.5))
+    return Face((0.0, -0.8), (0.17, -0.1), (0.0, 0.2), (0.0, 0.5))
+
+
+@plan("crab")
+def plan_crab(brush: Brush, look: FishLook, mood: str) -> Face:
+    crayfish = "crayfish" in look.traits
+    for side, part in itertools.product((-1, 1), range(3)):
+        x = 0.35 + part * 0.16
+        brush.line([(side * x, 0.25), (side * (x + 0.3), 0.42 + part * 0.06), (side * (x + 0.24), 0.72)], INK, 13)
+    for side in (-1, 1):
+        brush.line([(side * 0.55, 0.0), (side * 0.95, -0.2), (side * 0.98, -0.5)], INK, 26)
+        brush.line([(side * 0.55, 0.0), (side * 0.95, -0.2), (side * 0.98, -0.5)], look.colour, 14)
+        brush.fill([(side * 0.98, -0.42), (side * 1.25, -0.62), (side * 1.2, -1.0), (side * 1.02, -0.76),
+                    (side * 0.82, -1.0), (side * 0.72, -0.62)], look.colour)  # fmt: skip
+    if crayfish:
+        for part in range(4):
+            brush.oval(0.0, 0.55 + part * 0.17, 0.36 - part * 0.05, 0.15, mixed(look.colour, INK, 0.06 * part), 6)
+        brush.fill([(0.0, 1.1), (0.4, 1.42), (0.0, 1.32), (-0.4, 1.42)], look.colour)
+    brush.fill(
+        [(0.0, -0.4), (0.6, -0.25), (0.72, 0.15), (0.4, 0.52), (-0.4, 0.52), (-0.72, 0.15), (-0.6, -0.25)], look.colour
+    )
+    for x in (-0.24, 0.24):
+        brush.line([(x, -0.3), (x * 1.1, -0.56)], INK, 12)
+        brush.eye(x * 1.1, -0.64, 0.16, mood)
+    brush.mouth(0.0, 0.12, 0.4, mood)
+    return Face((0.0, -0.78), (0.26, -0.64), (0.0, 0.12), (0.0, 0.5))
+
+
+@plan("shrimp")
+def plan_shrimp(brush: Brush, look: FishLook, mood: str) -> Face:
+    for part in range(5):
+        turn = math.pi * (0.2 + part * 0.15)
+        x, y = 0.6 * math.cos(turn), 0.45 - 0.4 * math.sin(turn)
+        brush.line([(x, y), (x * 0.85, y + 0.42)], INK, 9)
+    brush.fill([(-0.56, 0.55), (-0.95, 0.75), (-0.68, 0.82), (-0.6, 1.08), (-0.42, 0.72)], mixed(look.colour, INK, 0.2))
+    for part in range(9, -1, -1):
+        turn = math.pi * (1.12 - part * 0.14)
+        radius = 0.2 + 0.17 * (part / 9)
+        brush.oval(0.62 * math.cos(turn), 0.1 - 0.52 * math.sin(turn) + 0.3, radius, radius, look.colour, 6)
+    for bend in (-0.3, 0.05):
+        brush.line([(0.75, 0.1), (1.2, bend - 0.3), (1.5, bend - 0.75)], INK, 5)
+    brush.eye(0.72, 0.36, 0.16, mood)
+    brush.mouth(0.82, 0.68, 0.22, mood)
+    return Face((0.6, 0.05), (0.72, 0.36), (0.82, 0.68), (0.3, 0.7))
+
+
+@plan("whale")
+def plan_whale(brush: Brush, look: FishLook, mood: str) -> Face:
+    """Whales, dolphins, the walrus: a mountain with a face."""
+    traits, fin = look.traits.split(), mixed(look.colour, INK, 0.2)
+    brush.fill([(-1.0, -0.1), (-1.5, -0.62), (-1.36, -0.18), (-1.62, 0.08), (-1.15, 0.12)], fin)
+    if "beak" in traits:
+        brush.fill([(0.85, 0.05), (1.42, 0.16), (1.4, 0.28), (0.8, 0.42)], look.colour)
+        brush.fill([(0.1, -0.5), (-0.25, -0.95), (-0.35, -0.42)], fin)
+    brush.fill([(1.05, 0.05), (0.85, -0.45), (0.3, -0.66), (-0.4, -0.5), (-1.15, -0.1), (-0.6, 0.42), (0.2, 0.66),
+        (0.85, 0.5)],
+               look.colour)  # fmt: skip
+    brush.fill([(0.9, 0.32), (0.3, 0.58), (-0.4, 0.46), (0.2, 0.3)], mixed(look.colour, WHITE, 0.6), 0)
+    markings(brush, look, 0.9, 0.5)
+    brush.fill([(0.2, 0.35), (-0.1, 0.85), (-0.25, 0.4)], fin, 6)
+    brush.eye(0.66, -0.16, 0.14, mood)
+    brush.mouth(0.86, 0.2, 0.34, mood)
+    return Face((0.5, -0.62), (0.66, -0.16), (0.86, 0.2), (0.2, 0.62))
+
+
+@plan("bird")
+def plan_bird(brush: Brush, look: FishLook, mood: str) -> Face:
+    """Sits on the water, or on a buoy."""
+    swan = "swan" in look.traits
+    if not swan:
+        brush.fill([(-0.5, 0.5), (0.5, 0.5), (0.35, 1.05), (-0.35, 1.05)], RED, sharp=True)
+        brush.fill([(-0.43, 0.7), (0.43, 0.7), (0.38, 0.88), (-0.38, 0.88)], WHITE, 0, sharp=True)
+    brush.fill([(-0.9, -0.25), (-1.2, -0.55), (-0.6, -0.3), (0.0, -0.3), (0.6, -0.1), (0.62, 0.3), (0.1, 0.55),
+        (-0.6, 0.4)],
+               look.colour)  # fmt: skip
+    neck = (
+        [(0.5, 0.05), (0.72, -0.4), (0.42, -0.75), (0.62, -1.02)]
+        if swan
+        else [(0.4, -0.05), (0.55, -0.35), (0.6, -0.5)]
+    )
+    for colour, width in ((INK, 62), (look.colour, 48)):
+        brush.line(neck, colour, width)
+    x, y = neck[-1]
+    brush.oval(x, y, 0.24, 0.2, look.colour)
+    brush.fill([(x + 0.18, y - 0.06), (x + 0.56, y + 0.05), (x + 0.16, y + 0.12)], RED if swan else GOLD, 5, sharp=True)
+    brush.fill([(-0.5, -0.12), (0.2, -0.2), (0.1, 0.2), (-0.4, 0.18), (-0.75, 0.0)], mixed(look.colour, WHITE, 0.18), 6)
+    brush.eye(x + 0.06, y - 0.04, 0.09, mood)
+    return Face((x, y - 0.18), (x + 0.06, y - 0.04), (x + 0.3, y + 0.06), (0.2, 0.4))
+
+
+@plan("toad")
+def plan_toad(brush: Brush, look: FishLook, mood: str) -> Face:
+    for side in (-1, 1):
+        brush.fill(
+            [(side * 0.5, 0.35), (side * 1.05, 0.3), (side * 0.95, 0.75), (side * 1.2, 0.85), (side * 0.4, 0.82)],
+            look.colour,
+        )
+    brush.fill(
+        [(0.0, -0.42), (0.62, -0.3), (0.86, 0.3), (0.5, 0.75), (-0.5, 0.75), (-0.86, 0.3), (-0.62, -0.3)], look.colour
+    )
+    brush.oval(0.0, 0.48, 0.46, 0.26, mixed(look.colour, WHITE, 0.5), 0)
+    markings(brush, look, 0.7, 0.5)
+    for x in (-0.42, 0.42):
+        brush.oval(x, -0.42, 0.25, 0.24, look.colour)
+        brush.eye(x, -0.44, 0.17, mood)
+    brush.line([(-0.6, 0.05), (-0.3, 0.2), (0.3, 0.2), (0.6, 0.05)], width=8)
+    return Face((0.0, -0.45), (0.42, -0.44), (0.0, 0.18), (0.0, 0.55))
+
+
+@plan("axolotl")
+def plan_axolotl(brush: Brush, look: FishLook, mood: str) -> Face:
+    pink = mixed(look.colour, RED, 0.5)
+    brush.fill([(-0.5, 0.0), (-1.4, -0.4), (-1.3, 0.3), (-0.5, 0.35)], look.colour)
+    for x in (-0.5, 0.05):
+        brush.line([(x, 0.35), (x - 0.1, 0.7), (x + 0.1, 0.74)], INK, 24)
+        brush.line([(x, 0.35), (x - 0.1, 0.7), (x + 0.1, 0.74)], look.colour, 12)
+    for side, part in itertools.product((-1, 1), range(3)):
+        brush.line([(0.6 + side * 0.36, -0.25 + part * 0.17), (0.6 + side * 0.85, -0.6 + part * 0.3)], pink, 20)
+    brush.oval(-0.2, 0.18, 0.72, 0.3, look.colour)
+    brush.oval(-0.8, 0.12, 0.3, 0.17, look.colour, 0)  # the tail grows out of it
+    brush.oval(0.6, 0.0, 0.55, 0.44, look.colour)
+    for x in (0.34, 0.86):
+        brush.eye(x, -0.1, 0.13, mood)
+        brush.dot(x, 0.14, 0.06, pink)
+    brush.line([(0.3, 0.12), (0.45, 0.25), (0.6, 0.18), (0.75, 0.25), (0.9, 0.12)], width=7)
+    return Face((0.6, -0.42), (0.86, -0.1), (0.6, 0.2), (0.0, 0.4))
+
+
+@plan("critter")
+def plan_critter(brush: Brush, look: FishLook, mood: str) -> Face:
+    one = "one" in look.traits
+    for part in range(4 if not one else 0):
+        x = -0.62 + part * 0.38
+        brush.line([(x, 0.35), (x - 0.03, 0.75)], INK, 52)
+        brush.line([(x, 0.35), (x - 0.03, 0.73)], mixed(look.colour, INK, 0.1), 38)
+    if one:
+        for side in (-1, 1):
+            brush.line([(side * 0.4, -0.3), (side * 0.75, -0.85), (side * 1.05, -0.7)], INK, 9)
+            brush.line([(side * 0.4, 0.1), (side * 0.8, 0.3)], INK, 12)
+            brush.line([(side * 0.2, 0.7), (side * 0.25, 1.05)], INK, 12)
+        brush.oval(0, 0, 0.5, 0.75, look.colour)
+        brush.eye(0.0, -0.2, 0.27, mood)
+        brush.mouth(0.0, 0.28, 0.3, mood)
+        return Face((0.0, -0.7), (0.0, -0.2), (0.0, 0.28), (0.0, 0.45))
+    brush.fill(
+        [(1.0, 0.1), (0.7, -0.4), (0.1, -0.58), (-0.6, -0.5), (-1.0, 0.1), (-0.6, 0.45), (0.5, 0.48)], look.colour
+    )
+    for x in (-0.55, -0.15, 0.25):
+        brush.line([(x, -0.5), (x + 0.06, -0.1), (x, 0.4)], mixed(look.colour, INK, 0.3), 5)
+    brush.oval(0.98, 0.1, 0.16, 0.18, mixed(look.colour, INK, 0.15), 6)
+    brush.eye(0.62, -0.1, 0.13, mood)
+    return Face((0.5, -0.5), (0.62, -0.1), (0.98, 0.1), (0.2, 0.4))
+
+
+@plan("seahorse")
+def plan_seahorse(brush: Brush, look: FishLook, mood: str) -> Face:
+    spine = [(0.12, -0.55), (0.0, -0.2), (-0.22, 0.15), (-0.12, 0.55), (0.1, 0.85), (0.32, 0.72), (0.22, 0.52)]
+    curve = smooth(spine, closed=False)
+    brush.fill([(-0.3, 0.0), (-0.72, -0.1), (-0.66, 0.3), (-0.32, 0.32)], mixed(look.colour, RED, 0.4), 6)
+    for colour, grow in ((INK, 0.03), (look.colour, 0.0)):
+        for part, (x, y) in enumerate(curve):
+            brush.dot(x, y, 0.3 - 0.24 * part / len(curve) + grow, colour)
+    brush.fill([(0.3, -0.72), (0.92, -0.62), (0.95, -0.46), (0.3, -0.45)], look.colour)
+    brush.oval(0.15, -0.65, 0.36, 0.3, look.colour)
+    for part in range(3):
+        brush.fill([(-0.12 + part * 0.16, -0.86), (-0.02 + part * 0.16, -1.16), (0.08 + part * 0.16, -0.86)],
+                   mixed(look.colour, RED, 0.4), 5, sharp=True)  # fmt: skip
+    for x, y in spine[1:4]:
+        brush.line([(x - 0.12, y + 0.05), (x + 0.18, y)], mixed(look.colour, INK, 0.35), 5)
+    brush.eye(0.26, -0.7, 0.14, mood)
+    return Face((0.1, -0.95), (0.26, -0.7), (0.92, -0.54), (-0.1, 0.2))
+
+
+@plan("boot")
+def plan_boot(brush: Brush, look: FishLook, mood: str) -> Face:
+    brush.fill([(-0.75, 0.55), (0.95, 0.55), (0.98, 0.75), (-0.75, 0.76)], mixed(look.colour, INK, 0.5), sharp=True)
+    brush.fill([(-0.7, -0.85), (0.05, -0.9), (0.1, -0.1), (0.75, 0.1), (0.98, 0.55), (0.2, 0.6), (-0.72, 0.58),
+        (-0.66, 0.0)],
+               look.colour)  # fmt: skip
+    brush.oval(-0.32, -0.87, 0.4, 0.13, mixed(look.colour, INK, 0.55))
+    for part in range(4):
+        y = -0.55 + part * 0.2
+        brush.line([(-0.12, y), (0.14, y + 0.06)], GOLD, 8)
+    brush.fill([(-0.5, -0.85), (-0.5, -1.3), (-0.2, -1.34), (-0.14, -0.88)], "#a9c46c", 6)
+    brush.oval(-0.36, -1.38, 0.22, 0.16, "#a9c46c", 6)
+    for x in (-0.46, -0.24):
+        brush.line([(x, -1.5), (x, -1.66)], INK, 6)
+        brush.eye(x, -1.7, 0.09, mood)
+    brush.mouth(-0.34, -1.36, 0.16, "common")
+    brush.line([(0.9, 0.3), (1.15, 0.35), (1.2, 0.6)], "#bfe6f2", 12)
+    return Face((-0.36, -1.6), (-0.3, -1.6), (0.05, -0.9), (0.2, 0.3))
+
+
+@plan("jar")
+def plan_jar(brush: Brush, look: FishLook, mood: str) -> Face:
+    brush.fill([(-0.55, -0.6), (0.55, -0.6), (0.68, -0.3), (0.66, 0.85), (-0.66, 0.85), (-0.68, -0.3)], "#d9f0e2")
+    for x, y in ((-0.4, 0.5), (0.05, 0.58), (0.42, 0.46), (-0.25, 0.05), (0.28, 0.02)):
+        brush.oval(x, y, 0.17, 0.3, look.colour, 5)
+        brush.dot(x - 0.04, y - 0.1, 0.03, mixed(look.colour, WHITE, 0.5))
+    brush.line([(-0.55, -0.2), (-0.57, 0.5)], WHITE, 12)
+    brush.fill(
+        [(-0.7, -0.5), (-0.6, -0.9), (0.6, -0.9), (0.7, -0.5), (0.4, -0.6), (0.0, -0.5), (-0.4, -0.6)], RED, sharp=True
+    )
+    for x in (-0.35, 0.0, 0.35):
+        brush.line([(x, -0.86), (x * 1.1, -0.58)], WHITE, 8)
+    for x in (-0.22, 0.22):
+        brush.eye(x, -0.18, 0.16, mood)
+    brush.mouth(0.0, 0.12, 0.34, mood)
+    return Face((0.0, -0.9), (0.22, -0.18), (0.0, 0.12), (0.0, 0.6))
+
+
+@plan("log")
+def plan_log(brush: Brush, look: FishLook, mood: str) -> Face:
+    for points in ([(-0.6, -0.2), (-0.85, -0.75), (-1.1, -0.8)], [(0.35, -0.25), (0.6, -0.8), (0.55, -1.1)]):
+        brush.line(points, INK, 40)
+        brush.line(points, look.colour, 27)
+    brush.fill([(1.1, -0.3), (0.4, -0.36), (-0.6, -0.3), (-1.25, -0.2), (-1.25, 0.35), (-0.4, 0.4), (0.6, 0.36),
+        (1.12, 0.42)],
+               look.colour)  # fmt: skip
+    brush.oval(1.1, 0.06, 0.22, 0.36, mixed(look.colour, WHITE, 0.45))
+    for radius in (0.12, 0.06):
+        brush.oval(1.1, 0.06, radius, radius * 1.6, mixed(look.colour, WHITE, 0.45), 4)
+    for x, y in ((-0.9, 0.05), (-0.6, 0.25), (-0.3, -0.2)):
+        brush.line([(x, y), (x + 0.35, y + 0.02)], mixed(look.colour, INK, 0.4), 5)
+    for x in (0.15, 0.55):
+        brush.eye(x, -0.06, 0.15, "common")
+    brush.mouth(0.36, 0.22, 0.3, "common")
+    brush.line([(-1.05, -0.8), (-1.05, -0.4), (-0.95, -0.36)], "#dfe7ea", 6)
+    return Face((0.56, -1.1), (0.55, -0.06), (0.36, 0.22), (0.0, 0.3))
+
+
+@plan("spirit")
+def plan_spirit(brush: Brush, look: FishLook, mood: str) -> Face:
+    """The keeper of the pond, up to his chest in it."""
+    hair = mixed(look.colour, INK, 0.45)
+    brush.fill([(-0.95, 1.2), (-0.75, 0.45), (0.0, 0.25), (0.75, 0.45), (0.95, 1.2)], look.colour)
+    brush.fill(
+        [(0.0, -0.85), (0.6, -0.55), (0.72, 0.3), (0.3, 0.85), (0.0, 1.05), (-0.3, 0.85), (-0.72, 0.3), (-0.6, -0.55)],
+        hair,
+    )
+    brush.oval(0.0, -0.2, 0.46, 0.5, look.colour)
+    brush.fill([(-0.42, 0.1), (0.42, 0.1), (0.3, 0.75), (0.0, 0.98), (-0.3, 0.75)], hair, 6)
+    for x in (-0.18, 0.18):
+        brush.eye(x, -0.26, 0.14, mood)
+    brush.oval(0.0, -0.05, 0.09, 0.12, mixed(look.colour, WHITE, 0.25), 5)
+    brush.mouth(0.0, 0.22, 0.3, mood)
+    brush.line([(0.75, 0.8), (1.05, 0.4), (1.12, 0.1)], INK, 40)
+    brush.line([(0.75, 0.8), (1.05, 0.4), (1.12, 0.1)], look.colour, 27)
+    brush.fill([(1.12, 0.1), (0.82, -0.12), (0.86, -0.55), (1.12, -0.68), (1.4, -0.52), (1.42, -0.1)], "#b98a4e")
+    for x, y in ((1.0, -0.66), (1.14, -0.76), (1.27, -0.66)):
+        brush.oval(x, y, 0.1, 0.1, GOLD, 5)
+    return Face((0.0, -0.72), (0.18, -0.26), (0.0, 0.22), (0.0, 0.6))
+
+
+class Bit(NamedTuple):
+    """A piece of what a fish wears: fill, sharp (with corners), line, or dot, from where it is put."""
+
+    how: str
+    colour: str
+    points: Sequence[Point]
+    width: float = 6.0  # of a line in pixels; of a dot as its radius
+
+
+def hung(x: float, y: float, *parts: Bit) -> tuple[Bit, ...]:
+    """The same, moved."""
+    return tuple(part._replace(points=[(x + dx, y + dy) for dx, dy in part.points]) for part in parts)
+
+
+COIN = (
+    Bit("dot", INK, ((0.0, 0.0),), 0.17),
+    Bit("dot", GOLD, ((0.0, 0.0),), 0.143),
+    Bit("line", "#a8741a", ((0.0, -0.06), (0.0, 0.06)), 8),
+)
+HEART = Bit("fill", RED, ((0.0, 0.12), (-0.13, -0.02), (-0.07, -0.11), (0.0, -0.05), (0.07, -0.11), (0.13, -0.02)), 4)
+NIGHTCAP = (
+    Bit("fill", "#5b79c9", ((-0.3, 0.1), (-0.16, -0.28), (-0.5, -0.52), (-0.72, -0.34), (-0.42, -0.34), (0.3, 0.1))),
+    Bit("dot", WHITE, ((-0.74, -0.32),), 0.09),
+    Bit("line", WHITE, ((-0.28, 0.08), (0.0, 0.02), (0.28, 0.08)), 16),
+)
+# what is worn, and where on the face
+PROPS: dict[str, tuple[str, tuple[Bit, ...]]] = {
+    "crown": ("head", (
+        Bit("sharp", GOLD, ((-0.26, 0.08), (-0.34, -0.36), (-0.13, -0.14), (0.0, -0.44), (0.13, -0.14), (0.34, -0.36),
+                             (0.26, 0.08))),
+        Bit("dot", RED, ((0.0, -0.06),), 0.05))),
+    "cap": ("head", (
+        Bit("fill", RED, ((-0.34, 0.1), (-0.24, -0.26), (0.0, -0.36), (0.24, -0.26), (0.34, 0.1))),
+        Bit("line", WHITE, ((-0.34, 0.08), (0.0, 0.02), (0.34, 0.08)), 16),
+        Bit("dot", WHITE, ((0.0, -0.42),), 0.1))),
+    "nightcap": ("head", NIGHTCAP),
+    "turban": ("head", (
+        Bit("fill", "#e9dcc0", ((-0.4, 0.12), (-0.42, -0.14), (0.0, -0.4), (0.42, -0.14), (0.4, 0.12), (0.0, 0.04))),
+        Bit("line", "#b89c6a", ((-0.36, 0.02), (0.0, -0.16), (0.36, -0.08)), 5),
+        Bit("fill", RED, ((0.0, -0.24), (-0.08, -0.14), (0.0, -0.02), (0.08, -0.14)), 4))),
+    "helmet": ("head", (
+        Bit("fill", "#4c9be0", ((-0.36, 0.12), (-0.3, -0.2), (0.0, -0.32), (0.3, -0.2), (0.36, 0.12))),
+        Bit("line", WHITE, ((-0.2, -0.2), (-0.14, 0.06)), 10), Bit("line", WHITE, ((0.1, -0.26), (0.12, 0.06)), 10))),
+    "tophat": ("head", (
+        Bit("sharp", "#2b2f3c", ((-0.2, 0.0), (-0.22, -0.46), (0.22, -0.46), (0.2, 0.0))),
+        Bit("line", RED, ((-0.2, -0.08), (0.2, -0.08)), 14), Bit("line", "#2b2f3c", ((-0.38, 0.03), (0.38, 0.03)),
+            16))),
+    "beret": ("head", (
+        Bit("fill", "#b23a5a", ((-0.34, 0.04), (-0.46, -0.16), (0.0, -0.3), (0.36, -0.14), (0.26, 0.06))),
+        Bit("line", "#b23a5a", ((-0.05, -0.24), (-0.02, -0.38)), 9))),
+    "wig": ("head", tuple(
+        Bit("dot", colour, ((x, y),), radius) for colour, extra in ((INK, 0.025), ("#f4f1e6", 0.0))
+        for x, y, radius in ((-0.4, 0.22, 0.13 + extra), (-0.3, 0.0, 0.15 + extra), (-0.08, -0.12, 0.17 + extra),
+                             (0.16, -0.06, 0.15 + extra), (-0.42, 0.42, 0.11 + extra)))),
+    "mane": ("head", tuple(
+        Bit("fill", "#7a4a2b", ((0.1 - x, 0.06), (-0.1 - x, -0.26), (-0.42 - x, -0.12), (-0.2 - x, 0.16)))
+        for x in (0.5, 0.25, 0.0))),
+    "forelock": ("head", tuple(
+        Bit("line", "#f0c23c", ((0.0, 0.1), (-0.06 - 0.1 * part, -0.25), (0.14 - 0.12 * part, -0.62)), 13)
+        for part in range(4))),
+    "horns": ("head", tuple(
+        Bit("fill", "#efe3c4", ((x - lean * 0.1, 0.1), (x + lean * 0.04, -0.14), (x + lean * 0.2, -0.46),
+            (x + lean * 0.22, -0.12), (x + lean * 0.1, 0.12)))
+        for x, lean in ((-0.2, -1), (0.22, 1)))),
+    "ears": ("head", hung(-0.14, 0.0, Bit("dot", INK, ((0.0, 0.0), (0.34, 0.05)), 0.15),
+                          Bit("dot", "#8a7a4f", ((0.0, 0.0), (0.34, 0.05)), 0.115))),
+    "halo": ("head", (
+        Bit("line", GOLD, tuple((0.36 * math.cos(part * 0.7), -0.32 + 0.12 * math.sin(part * 0.7))
+            for part in range(10)), 11),)),
+    "cloud": ("head", (
+        Bit("dot", INK, ((-0.25, -0.45), (0.0, -0.58), (0.27, -0.45)), 0.21),
+        Bit("dot", "#dfe6ec", ((-0.25, -0.45), (0.0, -0.58), (0.27, -0.45)), 0.185),
+        *(Bit("line", "#9fd6f2", ((x, -0.22), (x - 0.05, -0.05)), 7) for x in (-0.3, -0.1, 0.1, 0.3)))),
+    "leaf": ("head", (
+        Bit("fill", "#8cc152", ((-0.62, 0.06), (-0.3, -0.16), (0.1, -0.18), (0.6, -0.02), (0.2, 0.1), (0.0, -0.02))),
+        Bit("dot", "#ffd6e6", ((-0.1, -0.22),), 0.1))),
+    "spout": ("head", tuple(
+        Bit("line", "#d9f3ff", ((0.0, 0.0), (side * 0.05, -0.3), (side * 0.3, -0.42), (side * 0.42, -0.2)), 13)
+        for side in (-1, 1))),
+    "slot": ("head", (Bit("line", INK, ((-0.5, 0.06), (-0.2, 0.03)), 13), *hung(-0.34, -0.2, *COIN))),
+    "lamp": ("head", (
+        Bit("line", INK, ((-0.1, 0.05), (0.05, -0.45), (0.5, -0.5), (0.62, -0.25)), 9),
+        Bit("dot", "#fff3b055", ((0.62, -0.15),), 0.42), Bit("dot", GOLD, ((0.62, -0.15),), 0.13))),
+    "lampcap": ("head", (
+        Bit("line", WHITE, ((-0.3, 0.1), (0.0, 0.0), (0.3, 0.14)), 18), Bit("dot", "#fff3b066", ((0.26, 0.0),), 0.3),
+        Bit("dot", GOLD, ((0.26, 0.0),), 0.11))),
+    "notes": ("head", tuple(part for x, y in ((-0.95, -0.1), (0.85, -0.3)) for part in hung(
+        x, y, Bit("line", WHITE, ((0.0, 0.0), (0.0, -0.34), (0.16, -0.26)), 8), Bit("dot", WHITE, ((-0.05, 0.0),),
+            0.08)))),
+    "hearts": ("eye", (*hung(-0.3, -0.75, HEART), *hung(0.3, -0.6, HEART), *hung(0.05, -0.95, HEART))),
+    "goggles": ("eye", (
+        Bit("line", "#6b4a2f", ((-0.6, -0.12), (-0.2, 0.0)), 14),
+        Bit("line", "#c98a3c", ((0.19, 0.0), (0.0, -0.19), (-0.19, 0.0), (0.0, 0.19), (0.19, 0.0)), 11))),
+    "monocle": ("eye", (
+        Bit("line", GOLD, ((0.18, 0.0), (0.0, -0.18), (-0.18, 0.0), (0.0, 0.18), (0.18, 0.0)), 9),
+        Bit("line", GOLD, ((0.05, 0.18), (-0.05, 0.45), (-0.2, 0.55)), 5))),
+    "tears": ("eye", tuple(
+        Bit("fill", "#9fdcff", ((x, y - 0.13), (x + 0.07, y + 0.02), (x, y + 0.09), (x - 0.07, y + 0.02)), 4)
+        for x, y in ((0.0, 0.32), (0.12, 0.58), (-0.1, 0.78)))),
+    "ring": ("mouth", (Bit("line", GOLD, ((-0.02, -0.1), (0.16, 0.0), (0.08, 0.16), (-0.04, 0.06)), 9),)),
+    "whisker": ("mouth", (Bit("line", INK, ((-0.15, 0.1), (-0.1, 0.4), (-0.28, 0.62)), 9),)),
+    "whiskers": ("mouth", (
+        Bit("line", INK, ((0.0, -0.05), (0.35, -0.2), (0.7, 0.05)), 9), Bit("line", INK, ((0.0, 0.02), (0.3, 0.3),
+            (0.3, 0.62)), 9),
+        Bit("line", INK, ((-0.12, 0.06), (-0.02, 0.4), (-0.15, 0.7)), 9))),
+    "moustache": ("mouth", (
+        Bit("fill", "#4b3426", ((0.0, -0.1), (0.2, -0.14), (0.42, -0.02), (0.2, 0.05), (0.0, 0.0), (-0.2, 0.05),
+                                 (-0.42, 0.0), (-0.2, -0.14))),)),
+    "tusks": ("mouth", tuple(
+        Bit("fill", "#fff6df", ((x - 0.06, 0.05), (x + 0.02, 0.55), (x + 0.08, 0.05))) for x in (-0.14, 0.14))),
+    "tusk": ("mouth", (
+        Bit("sharp", "#7ed67e", ((-0.08, -0.36), (1.3, -1.04), (0.06, -0.14))),
+        *(Bit("line", "#3f8a4a", ((0.14 + part * 0.2, -0.46 - part * 0.1), (0.22 + part * 0.2, -0.25 - part * 0.11)), 5)
+          for part in range(4)))),
+    "flowers": ("mouth", tuple(part for x, y, colour in ((0.4, -0.66, "#ff8fb5"), (0.62, -0.58, WHITE), (0.76, -0.86,
+        GOLD))
+                               for part in hung(x, y, Bit("dot", INK, ((0.0, 0.0),), 0.125), Bit("dot", colour,
+                                   ((0.0, 0.0),), 0.1),
+                                                Bit("dot", "#f0a020", ((0.0, 0.0),), 0.04)))),
+    "sword": ("mouth", (Bit("sharp", "#dbe4ec", ((0.06, -0.24), (1.0, -0.3), (0.1, -0.08))),)),
+    "saw": ("mouth", (
+        Bit("sharp", "#dbe4ec", ((-0.06, -0.24), (0.85, -0.24), (0.85, -0.04), (-0.06, -0.04))),
+        *(Bit("sharp", "#dbe4ec", ((0.05 + part * 0.16, y), (0.1 + part * 0.16, y + lean), (0.16 + part * 0.16, y)), 4)
+          for part in range(5) for y, lean in ((-0.24, -0.12), (-0.04, 0.12))))),
+    "napkin": ("belly", (Bit("sharp", WHITE, ((0.42, -0.3), (0.0, -0.14), (0.2, 0.36))),)),
+    "apron": ("belly", (
+        Bit("fill", WHITE, ((0.28, -0.45), (-0.55, -0.3), (-0.5, 0.06), (0.1, 0.1))),
+        *hung(-0.25, -0.15, HEART), *hung(0.05, -0.2, HEART))),
+    "tie": ("belly", (
+        Bit("sharp", RED, ((0.06, -0.22), (0.2, -0.14), (0.08, -0.02), (0.2, 0.34), (0.04, 0.48), (-0.1, 0.32),
+            (0.0, -0.04),
+                            (-0.08, -0.14))),)),
+    "bow": ("belly", (
+        Bit("sharp", RED, ((0.08, -0.06), (-0.16, -0.22), (-0.16, 0.12))), Bit("sharp", RED, ((0.08, -0.06), (0.32,
+            -0.22), (0.32, 0.12))),
+        Bit("dot", "#a82f3a", ((0.08, -0.05),), 0.07))),
+    "coin": ("belly", hung(0.15, 0.0, *COIN)),
+    "sack": ("belly", (
+        Bit("fill", "#c99b5b", ((0.9, -0.2), (0.62, -0.05), (0.55, 0.3), (1.3, 0.3), (1.2, -0.05))), *hung(0.92,
+            0.12, *COIN))),
+    "watch": ("belly", (
+        Bit("fill", GOLD, ((-0.2, 0.1), (0.0, -0.1), (0.2, 0.1), (0.0, 0.3))), Bit("dot", WHITE, ((0.0, 0.1),), 0.12),
+        Bit("line", INK, ((0.0, 0.0), (0.0, 0.1), (0.07, 0.13)), 5))),
+    "glass": ("mouth", (
+        Bit("sharp", "#e9f7ffbb", ((0.3, -0.12), (0.7, -0.12), (0.58, 0.22), (0.42, 0.22))),
+        Bit("sharp", "#7d4a62", ((0.34, 0.02), (0.66, 0.02), (0.58, 0.2), (0.43, 0.2)), 0),
+        Bit("line", WHITE, ((0.5, 0.22), (0.5, 0.5)), 8), Bit("line", WHITE, ((0.36, 0.51), (0.64, 0.51)), 8))),
+    "wings": ("belly", (
+        Bit("fill", "#bfe3fa", ((0.1, -0.4), (-0.2, -1.35), (-0.95, -1.25), (-0.75, -0.75), (-0.35, -0.3))),
+        Bit("line", INK, ((0.0, -0.5), (-0.45, -1.15)), 5), Bit("line", INK, ((-0.15, -0.45), (-0.68, -1.0)), 5))),
+    "hammer": ("head", (
+        Bit("fill", "#8796a3", ((0.3, -0.3), (0.62, -0.36), (0.74, 0.1), (0.72, 0.72), (0.6, 1.15), (0.3, 1.1),
+            (0.42, 0.4))),
+        Bit("dot", WHITE, ((0.52, -0.2), (0.5, 1.0)), 0.13), Bit("dot", INK, ((0.56, -0.18), (0.54, 0.98)), 0.06))),
+    "stop": ("belly", (
+        Bit("sharp", RED, tuple((0.05 + 0.27 * math.cos(math.pi * (part / 4 + 0.125)),
+            0.3 + 0.27 * math.sin(math.pi * (part / 4 + 0.125)))
+                                 for part in range(8))),
+        Bit("line", WHITE, ((-0.1, 0.3), (0.2, 0.3)), 17))),
+    "ice": ("belly", (
+        Bit("sharp", "#cfeeff66", ((0.95, -1.15), (-1.55, -1.25), (-1.65, 0.35), (0.85, 0.4))),
+        Bit("line", WHITE, ((-1.4, -1.1), (-1.2, -0.7)), 8), Bit("line", WHITE, ((-1.2, -1.1), (-1.1, -0.9)), 8))),
+    "slippers": ("belly", tuple(part for x in (-0.55, -0.1) for part in hung(
+        x, 0.22, Bit("fill", "#d46a8c", ((-0.16, 0.0), (0.0, -0.14), (0.26, 0.0), (0.24, 0.1), (-0.16, 0.1))),
+        Bit("dot", WHITE, ((0.1, -0.04),), 0.06)))),
+    "sandwich": ("mouth", (
+        Bit("sharp", "#e8c27a", ((0.15, -0.16), (0.6, -0.1), (0.56, 0.0), (0.12, -0.06))),
+        Bit("line", "#6fbf5a", ((0.14, 0.0), (0.56, 0.05)), 9), Bit("sharp", "#e8c27a", ((0.12, 0.04), (0.56, 0.1),
+            (0.5, 0.2), (0.1, 0.14))))),
+    "pegs": ("head", (
+        Bit("line", WHITE, ((-2.2, -0.2), (-0.5, -0.02), (1.4, -0.26)), 5),
+        *(Bit("sharp", "#e8c27a", ((x - 0.04, y - 0.1), (x + 0.05, y - 0.1), (x + 0.04, y + 0.18), (x - 0.03,
+            y + 0.18)))
+          for x, y in ((-0.2, -0.02), (-1.0, -0.05))),
+        Bit("sharp", "#f4f1e6", ((0.5, -0.14), (1.0, -0.2), (0.98, 0.1), (0.8, 0.0), (0.6, 0.12))),
+        Bit("dot", RED, ((0.62, -0.05), (0.78, -0.1), (0.9, -0.04)), 0.035))),
+    "papers": ("mouth", tuple(
+        Bit("sharp", WHITE, ((0.05 + x, y), (0.6 + x, y - 0.06), (0.65 + x, y + 0.1), (0.08 + x, y + 0.16)), 5)
+        for x, y in ((0.05, 0.52), (-0.03, 0.36), (0.04, 0.2)))),
+    "mug": ("belly", (
+        Bit("line", WHITE, ((0.98, 0.0), (1.2, 0.05), (1.16, 0.3), (0.98, 0.32)), 11),
+        Bit("sharp", "#f0a92e", ((0.55, -0.1), (1.0, -0.1), (0.97, 0.42), (0.58, 0.42))),
+        Bit("dot", WHITE, ((0.58, -0.12), (0.72, -0.18), (0.86, -0.17), (0.98, -0.12)), 0.1))),
+    "bubble": ("head", (
+        Bit("sharp", WHITE, ((0.1, -0.1), (0.5, -0.3), (0.7, -0.24))),
+        Bit("fill", WHITE, ((0.2, -0.5), (0.6, -0.72), (1.05, -0.5), (0.65, -0.26)), 6),
+        Bit("dot", INK, ((0.48, -0.49), (0.63, -0.49), (0.78, -0.49)), 0.04))),
+    "stars": ("head", tuple(
+        Bit("sharp", GOLD, tuple((x + size * math.cos(part * math.pi / 5), y + size * math.sin(part * math.pi / 5))
+                                  for part, size in enumerate((0.16, 0.07) * 5)), 5)
+        for x, y in ((-0.1, -0.5), (0.35, -0.4), (0.7, -0.1)))),
+    "books": ("head", tuple(
+        Bit("sharp", colour, ((-0.3 + x, y), (0.3 + x, y), (0.3 + x, y + 0.13), (-0.3 + x, y + 0.13)), 5)
+        for x, y, colour in ((0.02, -0.14, RED), (-0.04, -0.28, "#4c9be0"), (0.05, -0.42, "#8cc152")))),
+    "buoy": ("belly", (
+        *(Bit("line", colour, ((-0.95, -0.1), (-0.5, 0.16), (0.0, 0.18), (0.45, -0.05)), width)
+          for colour, width in ((INK, 66), (WHITE, 52))),
+        *(Bit("line", RED, ((x, y - 0.08), (x, y + 0.08)), 34) for x, y in ((-0.7, 0.04), (-0.2, 0.17), (0.3,
+            0.03))))),
+    "web": ("head", (
+        *(Bit("line", "#ffffffa0", ((-0.9, -0.55), (x, y)), 4) for x, y in ((-1.5, -0.1), (-0.95, 0.25), (-0.3, 0.1))),
+        *(Bit("line", "#ffffffa0", ((-0.9 - 0.6 * t, -0.55 + 0.45 * t), (-0.9, -0.55 + 0.75 * t), (-0.9 + 0.6 * t,
+            -0.55 + 0.6 * t)), 4)
+          for t in (0.35, 0.7)))),
+    "moon": ("head", (
+        Bit("sharp", "#e9eef3", ((-0.2, -0.05), (-0.16, -0.4), (0.0, -0.6), (0.16, -0.4), (0.2, -0.05))),
+        Bit("dot", "#6cb4ee", ((0.0, -0.32),), 0.08), Bit("sharp", RED, ((-0.2, -0.05), (-0.34, 0.1), (-0.14, 0.02))),
+        Bit("sharp", RED, ((0.2, -0.05), (0.34, 0.1), (0.14, 0.02))))),
+}  # fmt: skip
+
+
+def dress(brush: Brush, face: Face, traits: Sequence[str]) -> None:
+    """Put on what it wears."""
+    for trait in traits:
+        if trait not in PROPS:
+            continue
+        where, parts = PROPS[trait]
+        left, top = getattr(face, where)
+        for part in parts:
+            points = [(left + x, top + y) for x, y in part.points]
+            if part.how == "line":
+                brush.line(points, part.colour, part.width)
+            elif part.how == "dot":
+                for x, y in points:
+                    brush.dot(x, y, part.width, part.colour)
+            else:
+                brush.fill(points, part.colour, part.width, sharp=part.how == "sharp")
+
+
+def draw_water(canvas: Canvas, rarity: str, dice: random.Random) -> None:
+    """Light from above, somebody far away, weeds below."""
+    above, below, _ = WATERS[rarity]
+    for depth in range(0, ART_HEIGHT, 5):
+        canvas.box(0, depth, ART_WIDTH, depth + 5, mixed(above, below, (depth / ART_HEIGHT) ** 0.8))
+    for _ in range(6):
+        x, width, lean = dice.uniform(-100, ART_WIDTH), dice.uniform(40, 130), dice.uniform(60, 220)
+        canvas.shape(
+            [(x, 0), (x + width, 0), (x + width * 1.8 + lean, ART_HEIGHT), (x + lean, ART_HEIGHT)], "#ffffff14"
+        )
+    surface = [(x, 16 + 9 * math.sin(x / 70 + dice.random())) for x in range(-20, ART_WIDTH + 21, 30)]
+    canvas.shape([(-20, -5), *smooth(surface, closed=False), (ART_WIDTH + 20, -5)], "#ffffff3c")
+    for _ in range({"trash": 2, "common": 5}.get(rarity, 8)):
+        far = mixed(below, "#000000", 0.1) + "59"
+        draw_onlooker(canvas, dice.uniform(0, ART_WIDTH), dice.uniform(80, 480), dice.uniform(10, 24), far)
+    ground = mixed(below, "#000000", 0.35)
+    hills = [(x, ART_HEIGHT - dice.uniform(20, 70)) for x in range(-60, ART_WIDTH + 100, 130)]
+    canvas.shape([(-60, ART_HEIGHT + 9), *smooth(hills, closed=False), (ART_WIDTH + 90, ART_HEIGHT + 9)], ground)
+    for _ in range(11):
+        x, height, lean = dice.uniform(0, ART_WIDTH), dice.uniform(60, 210), dice.uniform(-40, 40)
+        stem = [(x, ART_HEIGHT), (x + lean, ART_HEIGHT - height * 0.4), (x - lean, ART_HEIGHT - height * 0.75),
+                (x + lean * 0.6, ART_HEIGHT - height)]  # fmt: skip
+        canvas.line(smooth(stem, closed=False), mixed(ground, "#5aa04e", 0.45), dice.uniform(6, 13))
+
+
+def draw_onlooker(canvas: Canvas, x: float, y: float, size: float, colour: str) -> None:
+    body = [(x + size, y), (x, y - size / 2), (x - size, y), (x, y + size / 2)]
+    tail = [(x - size, y), (x - size * 1.7, y - size / 2), (x - size * 1.7, y + size / 2)]
+    canvas.shape(body, colour)
+    canvas.shape(tail, colour)
+
+
+def draw_bubbles(canvas: Canvas, dice: random.Random, many: int) -> None:
+    for _ in range(many):
+        x, y, radius = dice.uniform(20, ART_WIDTH - 20), dice.uniform(60, ART_HEIGHT - 60), dice.uniform(4, 17)
+        canvas.dot(x, y, "#ffffff30", radius)
+        canvas.line([(x + radius * math.cos(t / 3), y + radius * math.sin(t / 3)) for t in range(20)], "#ffffff88", 2)
+        canvas.dot(x - radius * 0.35, y - radius * 0.35, "#ffffffc0", radius * 0.24)
+
+
+def draw_hook(canvas: Canvas, x: float, y: float) -> None:
+    """A line from above that ends in a hook at a point."""
+    canvas.line(smooth([(x + 60, -5), (x + 20, y * 0.4), (x + 6, y - 50)], closed=False), "#ffffffb0", 3)
+    bend = smooth([(x + 6, y - 50), (x + 6, y - 5), (x - 12, y + 14), (x - 30, y), (x - 28, y - 16)], closed=False)
+    canvas.line(bend, INK, 10)
+    canvas.line(bend, "#d6dee5", 5)
+
+
+def draw_glory(canvas: Canvas, dice: random.Random, rarity: str) -> None:
+    """What shines around the rare ones."""
+    many = {"epic": 9, "legendary": 22}.get(rarity, 0)
+    if rarity == "legendary":
+        for part in range(16):
+            turn = 2 * math.pi * part / 16
+            edges = [
+                (ART_WIDTH / 2 + 800 * math.cos(turn + d), ART_HEIGHT / 2 + 800 * math.sin(turn + d)) for d in (0, 0.2)
+            ]
+            canvas.shape([(ART_WIDTH / 2, ART_HEIGHT / 2), *edges], "#fff3c428")
+    for _ in range(many):
+        x, y, size = dice.uniform(30, ART_WIDTH - 30), dice.uniform(60, ART_HEIGHT - 90), dice.uniform(9, 24)
+        star = [(x, y - size), (x + size / 5, y - size / 5), (x + size, y), (x + size / 5, y + size / 5), (x, y + size),
+                (x - size / 5, y + size / 5), (x - size, y), (x - size / 5, y - size / 5)]  # fmt: skip
+        canvas.shape(star, "#fff7d8d0")
+
+
+UPRIGHT = {"boot", "jar", "spirit", "squid", "crab", "bird", "toad", "star", "blob", "critter", "seahorse", "shrimp"}
+
+
+def room_for(look: FishLook) -> float:
+    """What its size is multiplied by, so that all of it is on the picture."""
+    tight = {
+        "crayfish": 0.62,
+        "tusk": 0.74,
+        "beak": 0.8,
+        "moon": 0.72,
+        "comet": 0.9,
+        "books": 0.8,
+        "octopus": 0.9,
+        "sword": 0.82,
+        "papers": 0.95,
+        "whiskers": 0.86,
+    }
+    if found := [tight[trait] for trait in look.traits.split() if trait in tight]:
+        return min(found)
+    return 0.82 if look.plan in UPRIGHT else 0.95 if "long" in look.traits else 1.12 if "slim" in look.traits else 0.96
+
+
+def draw_scene(name: str, rarity: str) -> bytes:
+    """The fish in its water, as a JPEG of ART_WIDTH × ART_HEIGHT; always the same. In a thread: it takes a while."""
+    dice, look = random.Random(name), LOOKS[name]
+    traits = look.traits.split()
+    canvas = Canvas(ART_WIDTH, ART_HEIGHT)
+    draw_water(canvas, rarity, dice)
+    draw_glory(canvas, dice, rarity)
+    draw_bubbles(canvas, dice, 12)
+    upright = look.plan in UPRIGHT
+    size = SIZES[rarity] * room_for(look)
+    tilt = dice.uniform(-0.05, 0.05) if upright else dice.uniform(-0.22, 0.06)
+    flip = dice.choice((-1, 1))
+    brush = Brush(canvas, dice, ART_WIDTH / 2 + flip * (0 if upright else 20), ART_HEIGHT / 2 + 25, size, tilt, flip)
+    face = PLANS[look.plan](brush, look, rarity)
+    dress(brush, face, traits)
+    if look.plan == "boot" or look.plan not in UPRIGHT | {"trio", "log", "round", "axolotl"}:
+        draw_hook(canvas, *brush.at(face.mouth))
+    draw_bubbles(canvas, dice, 4)
+    return canvas.jpeg()
+
+
+# == Fish =============================================================================================================
+# What can be caught: the catalogue, which one a P&L brings up, its card, and the little show around it.
+
+# -- rules
+
+# How often a fish of a rarity bites beside those of the others that could, and what it teaches.
+RARITIES = {"trash": 20, "common": 16, "rare": 8, "epic": 3, "legendary": 1}
+
+
+class Fish(NamedTuple):
+    """What may bite where the P&L is within [low, high] percent; its words are the locales' [fish.NAME]."""
+
+    name: str
+    rarity: str
+    low: float
+    high: float
+    level: int = 1  # of the angler, at least
+    rod: str = ""  # a row of FITS
+
+
+# what a fish may want of the rod, by its leverage, which is below 0 for short
+FITS: dict[str, Callable[[float], bool]] = {
+    "": lambda leverage: True,
+    "long": lambda leverage: leverage > 0,
+    "short": lambda leverage: leverage < 0,
+    "x4": lambda leverage: abs(leverage) == 4,
+}
+# The ranges of each rarity leave no gap in trash (−∞, 0], common [−10, 35], rare [20, 85], epic [40, 125] and
+# legendary [90, +∞) even without the fish that want something, so there is one for whatever comes.
+ROWS_OF_FISH = (
+    Fish("tardigrade", "trash", -math.inf, -60),
+    Fish("squid", "trash", -math.inf, -45),
+    Fish("boot", "trash", -math.inf, -20),
+    Fish("anglerfish", "trash", -math.inf, -30),
+    Fish("blobfish", "trash", -70, -25),
+    Fish("asp", "trash", -60, -20),
+    Fish("cod", "trash", -50, -10),
+    Fish("beluga", "trash", -45, -12),
+    Fish("starfish", "trash", -35, -8),
+    Fish("shrimp", "trash", -40, -5),
+    Fish("bream", "trash", -30, -3),
+    Fish("salmon", "trash", -20, -2),
+    Fish("goby", "trash", -25, 0),
+    Fish("pufferfish", "trash", -30, -5),
+    Fish("bleak", "trash", -15, 0),
+    Fish("burbot", "trash", -12, 0),
+    Fish("herring", "trash", -40, 0, rod="short"),
+    Fish("snag", "trash", -35, 0),
+    Fish("whitefish", "common", -10, 12),
+    Fish("hake", "common", -10, 15),
+    Fish("sprat", "common", 0.1, 10),
+    Fish("crucian", "common", -10, 28),
+    Fish("flounder", "common", -3, 3),
+    Fish("crab", "common", 0, 6),
+    Fish("gudgeon", "common", 0.1, 4),
+    Fish("toad", "common", 1, 14),
+    Fish("roach", "common", -5, 15),
+    Fish("vobla", "common", -8, 18),
+    Fish("anchovy", "common", -10, 8),
+    Fish("piranha", "common", -10, 3),
+    Fish("barracuda", "common", -6, 32),
+    Fish("sawfish", "common", -8, 16),
+    Fish("seahorse", "common", -1, 6),
+    Fish("remora", "common", 2, 22, level=2),
+    Fish("plankton", "common", 0.1, 12),
+    Fish("carp", "common", 8, 35),
+    Fish("ruffe", "common", -10, 5),
+    Fish("tench", "common", 0.1, 24),
+    Fish("catfish", "common", 4, 35),
+    Fish("jar", "common", -2, 8),
+    Fish("pike", "rare", 20, 60),
+    Fish("eel", "rare", 20, 50),
+    Fish("trout", "rare", 25, 60),
+    Fish("mackerel", "rare", 22, 55),
+    Fish("ray", "rare", 24, 58),
+    Fish("hammerhead", "rare", 30, 70),
+    Fish("flying_fish", "rare", 35, 85, rod="long"),
+    Fish("red_mullet", "rare", 25, 65, rod="long"),
+    Fish("chub", "rare", 20, 48),
+    Fish("axolotl", "rare", 28, 75),
+    Fish("walrus", "rare", 30, 85),
+    Fish("swordfish", "rare", 32, 85),
+    Fish("octopus", "rare", 30, 85, rod="x4"),
+    Fish("zander", "rare", 20, 46),
+    Fish("sturgeon", "epic", 45, 100, level=4),
+    Fish("sterlet", "epic", 40, 80),
+    Fish("tuna", "epic", 45, 95),
+    Fish("grayling", "epic", 50, 100),
+    Fish("taimen", "epic", 55, 115),
+    Fish("dolphin", "epic", 42, 90),
+    Fish("narwhal", "epic", 60, 125),
+    Fish("night_catfish", "epic", 50, 110),
+    Fish("shark", "epic", 65, 125, level=3),
+    Fish("perch", "epic", 70, 125),
+    Fish("porpoise", "epic", 40, 85),
+    Fish("goldfish", "legendary", 90, 220),
+    Fish("whale", "legendary", 110, math.inf),
+    Fish("mola", "legendary", 90, math.inf),
+    Fish("crayfish", "legendary", 150, math.inf, level=3),
+    Fish("coelacanth", "legendary", 130, 600, level=5),
+    Fish("black_swan", "legendary", 90, math.inf, rod="short"),
+    Fish("rare_bird", "legendary", 110, 400),
+    Fish("vodianyk", "legendary", 300, math.inf, level=6),
+)
+FISH = {fish.name: fish for fish in ROWS_OF_FISH}
+
+
+def bites(fish: Fish, pnl: float, level: int, leverage: float) -> bool:
+    return fish.low <= pnl <= fish.high and level >= fish.level and FITS[fish.rod](leverage)
+
+
+def that_bite(pnl: float, level: int, leverage: float) -> tuple[list[Fish], list[int]]:
+    """The fish that bite at this P&L in percent, and what each weighs: as its rarity does."""
+    found = [fish for fish in ROWS_OF_FISH if bites(fish, pnl, level, leverage)]
+    return found, [RARITIES[fish.rarity] for fish in found]
+
+
+def fish_for(pnl: float, level: int, leverage: float, dice: random.Random) -> Fish:
+    return dice.choices(*that_bite(pnl, level, leverage))[0]
+
+
+PLATE_HEIGHT = 455  # of what is written, below the scene
+STORY_LINES, STORY_SIZE = 5, 27
+PNL_SIZES, PNL_WIDTH = (86, 66, 50, 38), 520  # a number is written smaller where it is long, never cut
+LEAST_DRAWN = 48  # pixels of the shorter side: less is no drawing
+SHOW_FRAMES = 5  # of a show, the first of which is a message of its own
+FRAME_S = 1.3  # Telegram takes about one call a second in a chat
+SHOW_DRAIN_S = 5.0  # after what else is drained
+SHOWS_EVERY_S = {False: 30.0, True: 8.0}  # in a group, in private: no show begins before
+
+
+class CardWords(NamedTuple):
+    """What is written on a card beside the name and the story of its fish."""
+
+    pnl: str  # in words
+    sign: float  # of it
+    facts: Sequence[str]  # short, two or three
+    badge: str = ""
+
+
+def wrapped(text: str, weight: str, size: int, most: float) -> list[str]:
+    """A text in lines of at most so many pixels."""
+    face, lines = font(weight, size), [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and face.getlength(longer) > most:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def sign_colour(value: float) -> str:
+    return "#5fd38a" if value > 0 else "#ff7a70" if value < 0 else BRIGHT
+
+
+def draw_card(scene: bytes, fish: Fish, name: str, rarity: str, story: str, words: CardWords) -> bytes:
+    """A card as a JPEG: the scene, and below it all that is written. In a thread."""
+    from PIL import Image
+
+    canvas, left, right, top = Canvas(ART_WIDTH, ART_HEIGHT + PLATE_HEIGHT, 1), 40, ART_WIDTH - 40, ART_HEIGHT
+    with Image.open(io.BytesIO(scene)) as image:  # kept as a JPEG: in pixels the scenes of all fish would be 130 MB
+        canvas.picture(image.convert("RGB").resize((ART_WIDTH, ART_HEIGHT)), 0, 0)
+    colour = WATERS[fish.rarity][2]
+    canvas.box(0, top, ART_WIDTH, top + 8, colour)
+    canvas.text(left, top + 66, name, 46, weight="Bold", most=right - left)
+    end = left + canvas.text(left, top + 106, rarity, 26, colour, weight="Bold")
+    if words.badge:
+        canvas.text(end + 22, top + 106, words.badge, 26, GOLD, weight="Bold", most=right - end - 22)
+    size = next((size for size in PNL_SIZES if font("Bold", size).getlength(words.pnl) <= PNL_WIDTH), PNL_SIZES[-1])
+    canvas.text(left, top + 205, words.pnl, size, sign_colour(words.sign), weight="Bold", most=PNL_WIDTH)
+    for part, fact in enumerate(words.facts):
+        canvas.text(right, top + 145 + part * 36, fact, 26, MUTED, anchor="rs", most=290)
+    lines = wrapped(drawable(story), "Medium", STORY_SIZE, right - left)
+    for part, line in enumerate(lines[:STORY_LINES]):
+        canvas.text(left, top + 266 + part * 39, line, STORY_SIZE)
+    return canvas.jpeg()
+
+
+def scene_in(data: bytes) -> bytes:
+    """The scene on a card that was sent: its upper part. In a thread. Raises BotError."""
+    return cut_to_scene(open_photo(data).picture, 0.0)
+
+
+def scene_drawn(data: bytes) -> bytes:
+    """The scene in what a model drew, in whatever format it did: its middle. In a thread. Raises BotError."""
+    photo = open_photo(data)
+    if min(photo.width, photo.height) < LEAST_DRAWN:
+        raise BotError("photo.broken")
+    return cut_to_scene(photo.picture, 0.5)
+
+
+def cut_to_scene(picture: Any, down: float) -> bytes:
+    """As much of a picture (Pillow's) as has the format of a scene; `down`: 0 for its upper part, 0.5 its middle."""
+    width = min(picture.width, picture.height * ART_WIDTH / ART_HEIGHT)
+    height = width * ART_HEIGHT / ART_WIDTH
+    left, top = (picture.width - width) / 2, (picture.height - height) * down
+    box = (left, top, min(picture.width, left + width), min(picture.height, top + height))
+    return jpeg(picture.resize((ART_WIDTH, ART_HEIGHT), box=box))
+
+
+# -- queries
+
+
+async def drawing_of(db: Queries, fish: str) -> str | None:
+    """The file id of a card with the drawing of a fish."""
+    row = await db.one("SELECT file_id FROM fish_cards WHERE fish = ?", fish)
+    return row["file_id"] if row else None
+
+
+async def keep_drawing(tx: Tx, fish: str, file_id: str, now: int) -> None:
+    await tx.run(
+        """INSERT INTO fish_cards (fish, file_id, made_at) VALUES (?, ?, ?)
+           ON CONFLICT (fish) DO UPDATE SET file_id = excluded.file_id, made_at = excluded.made_at""",
+        fish, file_id, now,
+    )  # fmt: skip
+
+
+PUT_SHOW = Hot(
+    42,
+    """INSERT INTO shows (chat_id, message_id, thread_id, user_id, lang, panel, arg, begun_at)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING""",
+)
+DONE_SHOW = Hot(43, "DELETE FROM shows WHERE chat_id = ? AND message_id = ?")
+
+
+async def shows_left(db: Queries, before: int) -> list[sqlite3.Row]:
+    """Those that began in an earlier life."""
+    return await db.all(
+        "SELECT chat_id, message_id, thread_id, user_id, lang, panel, arg FROM shows WHERE begun_at <= ?", before
+    )
+
+
+async def card_asked(db: Queries, fish: str) -> bool:
+    """Is this fish being drawn?"""
+    row = await db.one(
+        """SELECT 1 FROM jobs WHERE state IN ('queued', 'running') AND kind = 'card'
+           AND json_extract(data, '$.fish') = ?""",
+        fish,
+    )
+    return row is not None
+
+
+# -- actions
+
+
+async def scene_of(app: App, fish: Fish) -> bytes:
+    """What is on the card of a fish: what a model drew of it, where there is such, else our own drawing."""
+    if file_id := await known_drawing(app, fish):
+        try:
+            return await app.scenes.get(file_id, lambda: fetch_scene(app, file_id))
+        except Unavailable:
+            log.info("the drawing of a fish is out of reach")
+        except BotError as error:  # Telegram has it no more: it is to be drawn anew
+            log.warning("the drawing of a fish is gone: %s", error.key)
+            async with app.db.tx() as tx:
+                await tx.run("DELETE FROM fish_cards WHERE fish = ? AND file_id = ?", fish.name, file_id)
+            app.drawings.forget(fish.name)
+    if drawn := app.scenes.peek(drawn_key(fish)):
+        return drawn
+    return await app.scenes.get(fish.name, lambda: in_studio(app, draw_scene, fish.name, fish.rarity))
+
+
+async def known_drawing(app: App, fish: Fish) -> str:
+    """The file id of a drawing of a fish, "" where there is none; cached, forgotten when changed."""
+
+    async def load() -> str:
+        return await drawing_of(app.db.reader, fish.name) or ""
+
+    return await app.drawings.get(fish.name, load)
+
+
+def drawn_key(fish: Fish) -> str:
+    """Of a drawing by a model that was not sent yet."""
+    return f"drawn {fish.name}"
+
+
+async def in_studio(app: App, draw: Callable[..., bytes], *args: Any) -> bytes:
+    """Draw in a thread, one picture at a time: a crowd waits for its cards (some 30 ms each), not for memory."""
+    async with app.drawing:
+        return await asyncio.to_thread(draw, *args)
+
+
+async def fetch_scene(app: App, file_id: str) -> bytes:
+    return await in_studio(app, scene_in, await fetch_file(app.bot, file_id))
+
+
+async def card_of(app: App, lang: str, fish: Fish, words: CardWords) -> bytes:
+    """The card of a catch, as a JPEG."""
+    told = app.texts.words(lang, "fish", fish.name)
+    rarity = app.texts(lang, f"fishing.rarity.{fish.rarity}")
+    return await in_studio(app, draw_card, await scene_of(app, fish), fish, told["name"], rarity, told["story"], words)
+
+
+def may_draw(app: App) -> bool:
+    return app.bot.id > 0 and app.llm.can("draw") and app.llm.affords("draw")
+
+
+async def want_drawing(app: App, who: Who, fish: Fish, data: Mapping[str, Any]) -> None:
+    """See to it that a model draws a fish that it has not drawn yet, for the card that stands in a message; once."""
+    if not may_draw(app) or app.undrawn.peek(fish.name) or await known_drawing(app, fish):
+        return
+    if await card_asked(app.db.reader, fish.name):
+        return
+    with contextlib.suppress(BotError):  # they wait for too much already: somebody else will catch one
+        await queue_job(app, dataclasses.replace(who, message_id=None, update_id=0), "card", data)
+
+
+def may_show(app: App, who: Who) -> bool:
+    """May a show begin here? It is marked as begun then. Not where shows come one after another, or much is sent."""
+    now = app.clock.monotonic()
+    since = now - app.shows.get(who.chat_id, -math.inf)
+    if app.leaving or not SHOW_FRAMES or since < SHOWS_EVERY_S[who.private] or app.gate.pacing.busy(now):
+        return False
+    app.shows[who.chat_id] = now
+    return True
+
+
+def frames_of(app: App, lang: str, name: str) -> list[str]:
+    """The frames of a show: cast or hook."""
+    frames: list[str] = app.texts.words(lang, "show", name)
+    return frames[:SHOW_FRAMES]
+
+
+async def play(app: App, who: Who, message_id: int, frames: Sequence[str]) -> bool:
+    """Show frames in a message of ours, as far as pacing has room for them, and the message takes them; is it still
+    there? Whatever they are about is settled before."""
+    for frame in frames:
+        await app.clock.sleep(FRAME_S)
+        try:
+            await app.bot(Frame(chat_id=who.chat_id, message_id=message_id, text=frame))
+        except NoRoom:
+            continue
+        except TelegramBadRequest as error:
+            return not any(sign in error.message.lower() for sign in MESSAGE_GONE)
+        except (TelegramAPIError, ChatGone):
+            return True
+    await app.clock.sleep(FRAME_S)
+    return True
+
+
+async def begin_show(app: App, who: Who, name: str, owner: int, panel: tuple[str, str]) -> Panel:
+    """The first frame; the others follow by themselves, and then the panel (its name and arg) that they lead to."""
+    first, *others = frames_of(app, who.lang, name)
+    # begun now: the card is drawn by the time the last frame was seen
+    ready = app.spawn(panel_for(app, who, panel[0], owner, panel[1]), f"the end of a show: {name}")
+
+    async def whole(message_id: int) -> None:
+        there = await frames_shown(app, who, message_id, others)
+        await end_show(app, who, message_id, await ready, there=there)
+
+    async def placed(message_id: int) -> None:
+        row = (who.chat_id, message_id, who.thread_id, owner, who.lang, *panel, int(app.clock.now()))
+        await remember(app, PUT_SHOW, row)
+        app.spawn(whole(message_id), f"show {name}")
+
+    return Panel(first, alone=True, placed=placed)
+
+
+async def end_show(app: App, who: Who, message_id: int, shown: Panel, *, there: bool) -> None:
+    """Put what a show leads to in the place of its frames."""
+    if there and shown.picture is None:
+        await show(app, who, shown, Press(message_id, ""))
+    else:
+        await show(app, who, shown)  # first: a message that is gone while nothing stands in its place looks like a loss
+        await unshow(app, who.chat_id, message_id)  # it may be there although it cannot be edited
+    await app.db.write({DONE_SHOW: [(who.chat_id, message_id)]})
+
+
+@loop("shows")
+async def end_shows_left(app: App) -> None:
+    """Show what the frames of the last life led to."""
+    for row in await shows_left(app.db.reader, int(app.started_at)):
+        who = Who(row["chat_id"], row["thread_id"], row["user_id"], row["lang"], private=row["chat_id"] > 0)
+        try:
+            shown = await panel_for(app, who, row["panel"], row["user_id"], row["arg"])
+            if shown.picture:  # the frame went when the card came: where it is gone, that was done
+                await app.bot(DeleteMessage(chat_id=who.chat_id, message_id=row["message_id"]))
+            await end_show(app, who, row["message_id"], shown, there=True)
+        except (BotError, TelegramBadRequest, ChatGone) as error:  # forgotten meanwhile, say
+            log.info("the end of a show is not shown: %s", error, extra={"chat_id": who.chat_id})
+            await app.db.write({DONE_SHOW: [(who.chat_id, row["message_id"])]})
+
+
+async def frames_shown(app: App, who: Who, message_id: int, frames: Sequence[str]) -> bool:
+    """`play`, which ends at once where the bot is leaving."""
+    task = asyncio.current_task()
+    assert task
+    app.playing[task] = app.spawn(play(app, who, message_id, frames), "frames")
+    task.add_done_callback(app.playing.pop)
+    try:
+        return await app.playing[task]
+    except asyncio.CancelledError:
+        if not app.leaving:
+            raise
+        return True
+
+
+async def end_shows(app: App) -> None:
+    """No more frames: what shows lead to is told before the bot goes, if Telegram takes it soon."""
+    app.leaving = True
+    for frames in app.playing.values():
+        frames.cancel()
+    if app.playing:
+        await asyncio.wait([*app.playing], timeout=SHOW_DRAIN_S)
+
+
+# == Fishing ==========================================================================================================
+# The chat is a pond: a cast takes the price as entry, a hook takes it as exit, and the fish is what lies between.
+
+# -- rules
+
+STAKE = 1000  # dollars, times the level: half a percent with the first rod is worth ten, a tenth of the next rod
+RODS = {"2": 0, "2.5": 100, "3": 500, "4": 2000}  # leverage -> dollars; each serves for long and (with a minus) short
+FIRST_ROD = "2"
+START_BAIT, DAILY_BAIT, SHARE_BAIT = 10, 3, 1
+MOST_GIVEN = 30  # gifts fill up to here; bait that is bought comes on top
+QUICK_S, QUICK_PNL = 60, 0.1  # a hook before that, for less than that, is refused: experience is for who waited
+QUICK_JOKES = 4
+CUT_S = 86_400  # a line whose price does not come may be given up after that
+LESSONS = 3  # of the introduction: cast, look, hook
+EXPERIENCE = {"trash": 1, "common": 3, "rare": 8, "epic": 20, "legendary": 60}  # by the rarity of a catch
+MOST_DOLLARS = 10**12  # that one catch can bring; nine million such fit into SQLite's integers
+
+
+class PondPress(CallbackData, prefix="w1"):
+    """A button of the game; what one under a catch leads to comes as a new message, and the catch stays."""
+
+    owner: int
+    what: str  # "look" (the only one in place), "cast", or a panel of FROM_CATCH
+
+
+FROM_CATCH = ("pond", "catches", "top")  # panels that buttons lead to, as far as there are such
+FROM_POND = ("rods", "pair", "catches", "top")
+
+
+class Angler(NamedTuple):
+    """Somebody who fishes: a row of anglers."""
+
+    rod: str
+    rods: str
+    experience: int
+    gift_day: int
+    lessons: int
+
+    @property
+    def level(self) -> int:
+        return level_of(self.experience)
+
+    @property
+    def owned(self) -> list[str]:
+        return self.rods.split(",")
+
+
+class Line(NamedTuple):
+    """A line in the water: a row of fishing_lines."""
+
+    id: int
+    user_id: int
+    chat_id: int
+    pair: str
+    leverage: float
+    stake: int
+    entry: float
+    practice: int
+    cast_at: int
+    update_id: int
+
+
+class Catch(NamedTuple):
+    """What was pulled out: a row of catches."""
+
+    id: int
+    user_id: int
+    chat_id: int
+    fish: str
+    pair: str
+    leverage: float
+    stake: int
+    entry: float
+    exit: float
+    practice: int
+    pnl: float
+    dollars: int
+    cast_at: int
+    caught_at: int
+    first: int
+    experience: int
+    update_id: int
+    shared: int = 0
+
+    @property
+    def gained(self) -> int:
+        return EXPERIENCE[FISH[self.fish].rarity]
+
+    @property
+    def levelled(self) -> bool:
+        """Did it make a new level?"""
+        return level_of(self.experience) > level_of(self.experience - self.gained)
+
+
+def pnl_of(entry: float, now: float, leverage: float) -> float:
+    """Profit or loss in percent; a rod for short (leverage below 0) wins where the price falls."""
+    return (now - entry) / entry * 100 * leverage if entry > 0 else 0.0
+
+
+def rounded_away(value: float) -> int:
+    """To a whole number, halves away from zero."""
+    whole_part = math.trunc(value)
+    return whole_part + (math.copysign(1, value) > 0 or -1) * (abs(value - whole_part) >= 0.5)
+
+
+def dollars_of(stake: int, pnl: float) -> int:
+    """What a P&L in percent makes of a stake. What floats add behind the sixth digit is no half a dollar."""
+    value = round(stake * pnl / 100, 6)
+    return rounded_away(max(-MOST_DOLLARS, min(MOST_DOLLARS, value)))
+
+
+def needed_for(level: int) -> int:
+    """Experience for a level, in all."""
+    return 10 * level * (level - 1)
+
+
+def level_of(experience: int) -> int:
+    """The highest level that so much is enough for."""
+    return (1 + math.isqrt(1 + 4 * (experience // 10))) // 2
+
+
+def too_quick(in_water_s: float, pnl: float) -> bool:
+    """Longer than that before it was cast: the clock was wrong, and nobody has to wait for what it said."""
+    return abs(in_water_s) < QUICK_S and abs(pnl) < QUICK_PNL
+
+
+def may_cut(line: Line, now: float) -> bool:
+    """Where its price cannot be had: an outage of an hour is no way out of a loss, a coin that is gone is."""
+    return now - line.cast_at >= CUT_S
+
+
+def digits_of(pnl: float) -> int:
+    """Digits behind the point that a P&L in percent is told with: the smaller it is, the more."""
+    size = abs(pnl)
+    return 4 if size < 0.01 else 3 if size < 0.1 else 2 if size < 1 else 1
+
+
+def pnl_words(lang: str, pnl: float) -> str:
+    """ "+0.35 %" """
+    sign = "+" if pnl > 0 else "−" if pnl < 0 else ""
+    return f"{sign}{decimal(lang, abs(pnl), digits_of(pnl))} %"
+
+
+def usd_words(lang: str, usd: float) -> str:
+    """A price with about five digits that say something: "$5.1234"."""
+    digits = 2 if usd >= 100 else 4 if usd >= 1 else 6 if usd >= 0.01 else 10
+    words = decimal(lang, usd, digits)
+    return f"${with_spaces(int(words[:-3]))}{words[-3:]}" if usd >= 10_000 else f"${words}"
+
+
+def new_angler(today: int, *, granted: bool) -> Angler:
+    """`granted`: they had what there is to begin with; who comes back knows how it is done."""
+    return Angler(FIRST_ROD, FIRST_ROD, 0, today, LESSONS if granted else 0)
+
+
+def gift_left(gift: int, have: int) -> int:
+    """How much of a gift of bait there is room for."""
+    return max(0, min(gift, MOST_GIVEN - have))
+
+
+def epoch_day(at: float, settings: Settings) -> int:
+    """The day of TIMEZONE, in days since 1970-01-01."""
+    return datetime.fromtimestamp(at, settings.timezone).date().toordinal() - date(1970, 1, 1).toordinal()
+
+
+# -- queries
+
+
+class Shore(NamedTuple):
+    """Somebody at a pond, with all they have there."""
+
+    name: str
+    bait: int
+    dollars: int
+    angler: Angler
+    line: Line | None
+
+
+async def shore_of(db: Queries, user_id: int, chat_id: int, today: int) -> Shore:
+    """Somebody at a pond; who never fished, with what they would begin with."""
+    row = await db.one(
+        """SELECT u.name, coalesce(b.amount, 0), coalesce(d.amount, 0), g.user_id, a.rod, a.rods, a.experience,
+                  a.gift_day, a.lessons, l.id, l.user_id, l.chat_id, l.pair, l.leverage, l.stake, l.entry, l.practice,
+                  l.cast_at, l.update_id
+           FROM (SELECT ? AS user_id) AS p
+           LEFT JOIN users AS u ON u.user_id = p.user_id
+           LEFT JOIN starting_grants AS g ON g.user_id = p.user_id
+           LEFT JOIN anglers AS a ON a.user_id = p.user_id
+           LEFT JOIN balances AS b ON b.user_id = p.user_id AND b.currency = 'bait'
+           LEFT JOIN balances AS d ON d.user_id = p.user_id AND d.currency = 'dollars'
+           LEFT JOIN fishing_lines AS l ON l.user_id = p.user_id AND l.chat_id = ?""",
+        user_id, chat_id,
+    )  # fmt: skip
+    assert row is not None
+    name, bait, dollars, granted = row[:4]
+    angler = Angler._make(row[4:9]) if row[4] else new_angler(today, granted=granted is not None)
+    gift = 0 if granted else gift_left(START_BAIT, bait)
+    return Shore(name or "", bait + gift, dollars, angler, None if row[9] is None else Line._make(row[9:]))
+
+
+async def angler_of(db: Queries, user_id: int) -> Angler | None:
+    row = await db.one("SELECT rod, rods, experience, gift_day, lessons FROM anglers WHERE user_id = ?", user_id)
+    return Angler._make(row) if row else None
+
+
+async def line_in(db: Queries, user_id: int, chat_id: int) -> Line | None:
+    row = await db.one(
+        """SELECT id, user_id, chat_id, pair, leverage, stake, entry, practice, cast_at, update_id FROM fishing_lines
+           WHERE user_id = ? AND chat_id = ?""",
+        user_id, chat_id,
+    )  # fmt: skip
+    return Line._make(row) if row else None
+
+
+async def last_catch(db: Queries, user_id: int, chat_id: int) -> Catch | None:
+    """The newest of somebody in a pond."""
+    row = await db.one(
+        """SELECT id, user_id, chat_id, fish, pair, leverage, stake, entry, exit, practice, pnl, dollars, cast_at,
+                  caught_at, first, experience, update_id, shared
+           FROM catches WHERE chat_id = ? AND user_id = ? ORDER BY id DESC LIMIT 1""",
+        chat_id, user_id,
+    )  # fmt: skip
+    return catch_in(row)
+
+
+def catch_in(row: Iterable[Any] | None) -> Catch | None:
+    """None for a fish that the catalogue has no more, too: its P&L goes on counting, but it has no words."""
+    caught = Catch._make(row) if row else None
+    return caught if caught and caught.fish in FISH else None
+
+
+async def catch_by_id(db: Queries, catch_id: int, user_id: int) -> Catch | None:
+    """One of somebody's own."""
+    row = await db.one(
+        """SELECT id, user_id, chat_id, fish, pair, leverage, stake, entry, exit, practice, pnl, dollars, cast_at,
+                  caught_at, first, experience, update_id, shared
+           FROM catches WHERE id = ? AND user_id = ?""",
+        catch_id, user_id,
+    )  # fmt: skip
+    return catch_in(row)
+
+
+async def paid_for(db: Queries, line: Line) -> bool:
+    """Did a cast cost bait? The first of a life did not."""
+    return await db.one("SELECT 1 FROM ledger WHERE reference = ?", f"cast {line.id}") is not None
+
+
+async def give_bait(tx: Tx, user_id: int, gift: int, reason: str, reference: str, now: float) -> int:
+    """A gift, of which only what there is room for is taken; how much that was. Once for each reference."""
+    have = await balances_of(tx, user_id)
+    room = gift_left(gift, have.get("bait", 0))
+    return room if room and await post(tx, user_id, "bait", room, reason, reference, now) else 0
+
+
+async def begin_angler(tx: Tx, user_id: int, now: float, day: int) -> Angler:
+    """Somebody's row, with the bait of the day; a new one's with what there is to begin with, once in a lifetime."""
+    angler = await angler_of(tx, user_id)
+    if angler and angler.gift_day == day:  # a later one is a clock's that was wrong: each day's gift comes once
+        return angler
+    if angler:
+        await tx.run("UPDATE anglers SET gift_day = ? WHERE user_id = ?", day, user_id)
+        await give_bait(tx, user_id, DAILY_BAIT, "bait_day", f"bait {user_id} {day}", now)
+        return angler._replace(gift_day=day)
+    await ensure_person(tx, user_id)
+    new = await tx.one(
+        "INSERT INTO starting_grants (user_id, granted_at) VALUES (?, ?) ON CONFLICT DO NOTHING RETURNING 1",
+        user_id, int(now),
+    )  # fmt: skip
+    angler = new_angler(day, granted=new is None)
+    await tx.run(
+        """INSERT INTO anglers (user_id, rod, rods, experience, gift_day, lessons, started_at)
+           VALUES (?, ?, ?, ?, ?, ?, ?)""",
+        user_id, *angler, int(now),
+    )  # fmt: skip
+    if new:
+        await give_bait(tx, user_id, START_BAIT, "bait_start", f"bait {user_id}", now)
+    return angler
+
+
+LEARNED = Hot(61, "UPDATE anglers SET lessons = ? WHERE user_id = ? AND lessons < ?")
+
+
+async def put_line(tx: Tx, who: Who, angler: Angler, pair: str, price: Quote, now: float) -> Line | None:
+    """Put a line into the water; None where there is one, or no such water any more."""
+    row = await tx.one(
+        """INSERT INTO fishing_lines (user_id, chat_id, thread_id, pair, leverage, stake, entry, practice, cast_at,
+             update_id)
+           SELECT ?, chat_id, ?, ?, ?, ?, ?, ?, ?, ? FROM chats WHERE chat_id = ?
+           ON CONFLICT (user_id, chat_id) DO NOTHING
+           RETURNING id, user_id, chat_id, pair, leverage, stake, entry, practice, cast_at, update_id""",
+        who.user_id, who.thread_id, pair, float(angler.rod), STAKE * angler.level, price.usd, int(price.practice),
+        int(now), who.update_id, who.chat_id,
+    )  # fmt: skip
+    return Line._make(row) if row else None
+
+
+async def take_cast(tx: Tx, who: Who, pair: str, price: Quote, now: float, day: int) -> Line | str:
+    """Spend one bait and put a line into the water, or neither; the line, or why there is none: a key under fishing.
+    The first cast of a life is free."""
+    angler = await begin_angler(tx, who.user_id, now, day)
+    # the line before its bait: the reference of what is paid is the line's id, which makes it paid once
+    line = await put_line(tx, who, angler, pair, price, now)
+    if line is None:
+        known = await line_in(tx, who.user_id, who.chat_id)
+        if known is None:  # the chat was forgotten, or became another one, a moment ago
+            raise BotError("button.old")
+        return known if known.update_id == who.update_id else "has_line"  # a crash came before the answer
+    if not angler.lessons:  # free: nobody is to pay for finding out what a cast is
+        await tx.run(LEARNED.sql, 1, who.user_id, 1)
+        return line
+    try:
+        await post(tx, who.user_id, "bait", -1, "cast", f"cast {line.id}", now)
+    except BotError:
+        await tx.run("DELETE FROM fishing_lines WHERE id = ?", line.id)
+        return "no_bait"
+    return line
+
+
+async def take_catch(
+    tx: Tx, line: Line, price: Quote, update_id: int, now: float, day: int, dice: random.Random
+) -> Catch | None:
+    """Make a catch of a line: dollars, experience and all, once; None where the line is out already."""
+    # first of all: of two who hook at once only one finds it
+    row = await tx.one("DELETE FROM fishing_lines WHERE id = ? RETURNING chat_id", line.id)
+    if row is None:
+        return None
+    line = line._replace(chat_id=row["chat_id"])  # its pond may have become another one since
+    angler = await begin_angler(tx, line.user_id, now, day)
+    pnl = pnl_of(line.entry, price.usd, line.leverage)
+    fish = fish_for(pnl, angler.level, line.leverage, dice)
+    known = await tx.one("SELECT 1 FROM catches WHERE user_id = ? AND fish = ? LIMIT 1", line.user_id, fish.name)
+    dollars = await post_catch(tx, line, dollars_of(line.stake, pnl), now)
+    experience = angler.experience + EXPERIENCE[fish.rarity]
+    await tx.run("UPDATE anglers SET experience = ?, lessons = ? WHERE user_id = ?", experience, LESSONS, line.user_id)
+    row = await tx.one(
+        """INSERT INTO catches (line_id, user_id, chat_id, fish, pair, leverage, stake, entry, exit, practice, pnl,
+             dollars, cast_at, caught_at, day, first, experience, update_id)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+           RETURNING id, user_id, chat_id, fish, pair, leverage, stake, entry, exit, practice, pnl, dollars, cast_at,
+             caught_at, first, experience, update_id, shared""",
+        line.id, line.user_id, line.chat_id, fish.name, line.pair, line.leverage, line.stake, line.entry, price.usd,
+        line.practice, pnl, dollars, line.cast_at, int(now), day, int(known is None), experience, update_id,
+    )  # fmt: skip
+    return Catch._make(row) if row else None
+
+
+async def post_catch(tx: Tx, line: Line, dollars: int, now: float) -> int:
+    """Book what a line brought; losses stop at nothing. What changed."""
+    reference = f"catch {line.id}"
+    if dollars < 0:
+        return -await post_loss(tx, line.user_id, "dollars", -dollars, "catch", reference, now)
+    if dollars:
+        await post(tx, line.user_id, "dollars", dollars, "catch", reference, now)
+    return dollars
+
+
+async def buy_rod(tx: Tx, user_id: int, rod: str, now: float, day: int) -> None:
+    """Pay for a rod and take it up. Raises BotError("ledger.short"); nothing happens where it is there already."""
+    angler = await begin_angler(tx, user_id, now, day)
+    if rod in angler.owned:
+        return
+    await post(tx, user_id, "dollars", -RODS[rod], "rod", f"rod {user_id} {rod}", now)
+    await tx.run(
+        "UPDATE anglers SET rods = rods || ',' || ?, rod = ? WHERE user_id = ?", rod, rod, user_id,
+    )  # fmt: skip
+
+
+# -- actions
+
+
+def need_angler(user_id: int) -> None:
+    """An anonymous administrator is a chat, and chats do not fish."""
+    if user_id < 0:
+        raise BotError("fishing.anonymous")
+
+
+async def shore(app: App, user_id: int, chat_id: int) -> Shore:
+    """Somebody at a pond. Raises BotError for who is no person."""
+    need_angler(user_id)
+    return await shore_of(app.db.reader, user_id, chat_id, epoch_day(app.clock.now(), app.settings))
+
+
+async def cast(app: App, who: Who) -> Line:
+    """Put a line into this pond. Raises BotError: no bait, a line is there, who is no person."""
+    need_angler(who.user_id)
+    pair = (await chat_settings(app, who.chat_id)).pair
+    price = await water_of(app, pair)  # before the bait: no transaction waits for the network
+    now = app.clock.now()
+    day = epoch_day(now, app.settings)
+    line = await deal(app, who.user_id, lambda tx: take_cast(tx, who, pair, price, now, day))
+    if isinstance(line, str):
+        left = {"left_s": day_left(now, app.settings)} if line == "no_bait" else {}
+        raise BotError(f"fishing.{line}", **left)
+    return line
+
+
+async def price_for(app: App, line: Line) -> Quote:
+    """What the water of a line shows now: one that was cast in practice stays there. Raises Unavailable."""
+    if line.practice:  # between a made-up price and a real one lies whatever P&L one would wait for
+        return made_up_price(app, line.pair)
+    if price := await market_price(app, line.pair):
+        return price
+    raise Unavailable("fishing.no_price")
+
+
+async def price_seen(app: App, line: Line) -> Quote | None:
+    """`price_for`; None where there is none."""
+    try:
+        return await price_for(app, line)
+    except Unavailable:
+        return None
+
+
+async def cut_line(app: App, user_id: int, chat_id: int) -> None:
+    """Give up a line whose price does not come back; what it cost is. Raises BotError."""
+    line = await line_in(app.db.reader, user_id, chat_id)
+    if line is None:
+        raise BotError("fishing.no_line")
+    now = app.clock.now()
+    if not may_cut(line, now):
+        raise BotError("button.old")
+    if await price_seen(app, line):
+        raise BotError("fishing.answers_again")
+    async with money(app, user_id) as tx:
+        if await tx.run("DELETE FROM fishing_lines WHERE id = ?", line.id):
+            await refund(tx, f"cast {line.id}", now)
+
+
+async def hook(app: App, who: Who) -> Catch:
+    """Pull the line out of this pond. Raises BotError: none is there, too quick, no price."""
+    need_angler(who.user_id)
+    line = await line_in(app.db.reader, who.user_id, who.chat_id)
+    if line is None:
+        return await hooked_before(app, who)
+    price = await price_for(app, line)
+    now = app.clock.now()
+    in_water_s = int(now) - line.cast_at
+    if too_quick(in_water_s, pnl_of(line.entry, price.usd, line.leverage)):
+        raise BotError(f"fishing.quick.{app.dice.randrange(QUICK_JOKES) + 1}", left_s=QUICK_S - max(0, in_water_s))
+    day = epoch_day(now, app.settings)
+    caught = await deal(
+        app, who.user_id, lambda tx: take_catch(tx, line, price, who.update_id, now, day, app.dice)
+    )  # fmt: skip
+    return caught or await hooked_before(app, who)
+
+
+async def hooked_before(app: App, who: Who) -> Catch:
+    """What the same update pulled out already, before a crash kept it from being shown. Raises BotError."""
+    caught = await last_catch(app.db.reader, who.user_id, who.chat_id)
+    if caught is None or caught.update_id != who.update_id:
+        raise BotError("fishing.no_line")
+    return caught
+
+
+async def take_up_rod(app: App, user_id: int, rod: str) -> None:
+    """Fish with another rod, or on its other side; lines in the water stay as they are. Raises BotError."""
+    need_angler(user_id)
+    now = app.clock.now()
+    async with money(app, user_id) as tx:  # who never fished begins now, with bait
+        angler = await begin_angler(tx, user_id, now, epoch_day(now, app.settings))
+        if rod.removeprefix("-") not in angler.owned:
+            raise BotError("button.old")
+        await tx.run("UPDATE anglers SET rod = ? WHERE user_id = ?", rod, user_id)
+
+
+# -- handlers
+
+
+def rod_words(app: App, lang: str, leverage: float) -> str:
+    side = app.texts(lang, "fishing.long" if leverage > 0 else "fishing.short")
+    return f"{side} ×{times_words(lang, leverage)}"
+
+
+def times_words(lang: str, leverage: float) -> str:
+    return decimal(lang, abs(leverage), 0 if leverage == int(leverage) else 1)
+
+
+def water_words(app: App, lang: str, price: Quote) -> list[str]:
+    """What there is to say of a price beside itself."""
+    if price.practice:
+        return [app.texts(lang, "fishing.practice")]
+    if price.age_s > PRICE_FRESH_S:
+        return [app.texts(lang, "fishing.old_price", age=app.texts.span(lang, price.age_s))]
+    return []
+
+
+@command("cast")
+async def on_cast(app: App, who: Who, args: str) -> None:
+    await show_cast(app, who)
+
+
+async def show_cast(app: App, who: Who) -> None:
+    """Cast, and show the line in a new message; the one that is there already, where there is one."""
+    try:
+        await cast(app, who)
+    except BotError as error:
+        if error.key != "fishing.has_line":
+            raise
+        await open_panel(app, who, "line", "there")
+    else:
+        await open_panel(app, who, "casting")
+
+
+@command("status")
+async def on_status(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "line")
+
+
+@command("hook")
+async def on_hook(app: App, who: Who, args: str) -> None:
+    caught = await hook(app, who)
+    await open_panel(app, who, "reeling", str(caught.id))
+
+
+@command("fish")
+async def on_fish(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "pond")
+
+
+@panel("pond", entry=5)
+async def pond_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """What there is to fish with, and the ways to all of the game."""
+    t, here = functools.partial(app.texts, who.lang), await shore(app, owner, who.chat_id)
+    due = here.angler.gift_day != epoch_day(app.clock.now(), app.settings)
+    gift = gift_left(DAILY_BAIT, here.bait) if due else 0
+    lines = [
+        t("fishing.pond", pair=(await chat_settings(app, who.chat_id)).pair),
+        "",
+        t("fishing.bait", bait=here.bait) + (" " + t("fishing.bait_due", gift=gift) if gift else ""),
+        t("fishing.dollars", dollars=with_spaces(here.dollars)),
+        level_words(app, who.lang, here.angler.experience),
+        t("fishing.rod_in_hand", rod=rod_words(app, who.lang, float(here.angler.rod))),
+        "",
+        t("fishing.line_in" if here.line else "fishing.line_out"),
+    ]
+    if here.line:
+        first = [go(t("fishing.button.look"), owner, "line"), do(t("fishing.button.hook"), owner, "hook")]
+    else:
+        first = [do(t("fishing.button.cast"), owner, "cast"), buy_button(app, who, owner)]
+    ways = [go(t(f"fishing.button.{name}"), owner, name) for name in FROM_POND if name in PANELS]
+    return Panel("\n".join(lines), [first, *in_rows(ways)])
+
+
+def buy_button(app: App, who: Who, owner: int) -> tuple[str, CallbackData]:
+    text = app.texts(who.lang, "fishing.button.buy")
+    return go(text, owner, "buy") if who.private else do(text, owner, "shop", "pond")
+
+
+def level_words(app: App, lang: str, experience: int) -> str:
+    level = level_of(experience)
+    return app.texts(lang, "fishing.level", level=level, left=needed_for(level + 1) - experience)
+
+
+@panel("line")
+async def line_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The line in the water. `arg`: cast (it was cast just now), there (it was to be cast, but there is one)."""
+    t, here = functools.partial(app.texts, who.lang), await shore(app, owner, who.chat_id)
+    if here.line is None:
+        return Panel(t("fishing.nothing_in"), [[do(t("fishing.button.cast"), owner, "cast")]], back=("pond", ""))
+    head = [t("fishing.of", name=excerpt(here.name, 40))] if not who.private else []
+    refresh = (t("fishing.button.refresh"), PondPress(owner=owner, what="look"))
+    rows: list[Row] = [[refresh, do(t("fishing.button.hook"), owner, "hook")]]
+    if arg == "cast":
+        said = await plop_words(app, who, here, here.line) + await lesson_words(app, who, here, looked=False)
+        return Panel("\n".join([*head, said]), rows, back=("pond", ""))
+    there = [t("fishing.has_line") + "\n"] if arg == "there" else []
+    price = await price_seen(app, here.line)
+    said = line_words(app, who, here.line, price)
+    if price:
+        said += await lesson_words(app, who, here, looked=True)
+    elif may_cut(here.line, app.clock.now()):
+        said += "\n\n" + t("fishing.stuck")
+        rows.append([do(t("fishing.button.cut"), owner, "cut")])
+    return Panel("\n".join([*head, *there, said]), rows, back=("pond", ""))
+
+
+async def plop_words(app: App, who: Who, here: Shore, line: Line) -> str:
+    head = app.texts(
+        who.lang, "fishing.cast", pair=line.pair, price=usd_words(who.lang, line.entry), bait=here.bait,
+        rod=rod_words(app, who.lang, line.leverage), stake=with_spaces(line.stake),
+    )  # fmt: skip
+    price = Quote(line.entry, practice=True) if line.practice else last_price(app, line.pair)
+    return "\n\n".join([head, *(water_words(app, who.lang, price) if price else ())])
+
+
+def line_words(app: App, who: Who, line: Line, price: Quote | None) -> str:
+    """How a line stands; where there is no price, without its P&L."""
+    t = functools.partial(app.texts, who.lang)
+    in_water = app.texts.span(who.lang, max(1, int(app.clock.now()) - line.cast_at), into=True)
+    entry, rod = usd_words(who.lang, line.entry), rod_words(app, who.lang, line.leverage)
+    if price is None:
+        blind = t("fishing.status_blind", pair=line.pair, rod=rod, time=in_water, entry=entry)
+        return f"{blind}\n\n{t('fishing.no_price')}"
+    pnl = pnl_of(line.entry, price.usd, line.leverage)
+    head = t(
+        "fishing.status", pair=line.pair, rod=rod, time=in_water, entry=entry, now=usd_words(who.lang, price.usd),
+        pnl=pnl_words(who.lang, pnl), dollars=signed(dollars_of(line.stake, pnl)),
+    )  # fmt: skip
+    return "\n\n".join([head, *water_words(app, who.lang, price)])
+
+
+async def lesson_words(app: App, who: Who, here: Shore, *, looked: bool) -> str:
+    """The step of the introduction that somebody is at, beside their first line."""
+    if here.angler.lessons >= LESSONS or here.line is None:
+        return ""
+    if not looked and await paid_for(app.db.reader, here.line):
+        return ""
+    if looked and here.angler.lessons == 1:
+        await remember(app, LEARNED, (2, here.line.user_id, 2))
+    wager = [] if looked else [wager_words(app, who.lang, here.line)]
+    return "\n\n".join(["", *wager, app.texts(who.lang, f"fishing.lesson.{2 if looked else 1}")])
+
+
+def wager_words(app: App, lang: str, line: Line) -> str:
+    """What a line wins and loses by, for whoever never had one."""
+    wins, loses = ("up", "down") if line.leverage > 0 else ("down", "up")
+    t = functools.partial(app.texts, lang)
+    return t("fishing.wager", pair=line.pair, wins=t(f"fishing.goes.{wins}"), loses=t(f"fishing.goes.{loses}"),
+             times=times_words(lang, line.leverage))  # fmt: skip
+
+
+@act("cast")
+async def cast_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    await cast(app, dataclasses.replace(who, user_id=owner))
+    return Done(None, "casting")
+
+
+@act("hook")
+async def hook_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    caught = await hook(app, dataclasses.replace(who, user_id=owner))
+    return Done(None, "reeling", str(caught.id))
+
+
+@act("cut")
+async def cut_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    await cut_line(app, owner, who.chat_id)
+    return Done(app.texts(who.lang, "fishing.cut"), "pond")
+
+
+@button(PondPress)
+async def on_pond_press(app: App, who: Who, press: Press, data: PondPress) -> str | None:
+    if data.what == "look":
+        return await look_again(app, who, press, data.owner)
+    if data.what == "cast":
+        await show_cast(app, dataclasses.replace(who, user_id=data.owner))
+    elif data.what in FROM_CATCH:
+        await show(app, who, await panel_for(app, who, data.what, data.owner))
+    else:
+        raise BotError("button.old")
+    return None
+
+
+async def look_again(app: App, who: Who, press: Press, owner: int) -> str | None:
+    """How the line stands now, in the same message; where nothing has changed, a note says so."""
+    shown = await panel_for(app, who, "line", owner)
+    same = shows_already(app, who.chat_id, press, looks_of(shown.text, keyboard(shown.rows)))
+    await show(app, who, shown, press)
+    return app.texts(who.lang, "fishing.same") if same else None
+
+
+@panel("catch")
+async def catch_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """A catch. `arg`: its id."""
+    caught = await catch_by_id(app.db.reader, number_in(arg), owner)
+    if caught is None:
+        raise BotError("button.old")
+    t = functools.partial(app.texts, who.lang)
+    rows: list[Row] = [[(t("fishing.button.again"), PondPress(owner=owner, what="cast"))]]
+    if "share" in ACTS:
+        rows[0] = [*rows[0], share_button(app, who, owner, caught)]
+    rows.append(
+        [(t(f"fishing.button.{name}"), PondPress(owner=owner, what=name)) for name in FROM_CATCH if name in PANELS]
+    )
+
+    async def placed(message_id: int) -> None:
+        data = {"fish": caught.fish, "catch": caught.id, "message": message_id, "owner": owner, "chat": who.chat_id,
+                "words": words}  # fmt: skip
+        await want_drawing(app, dataclasses.replace(who, user_id=caught.user_id), FISH[caught.fish], data)
+
+    words = await catch_words(app, who, caught)
+    picture = await card_for(app, who.lang, caught)
+    return Panel(words, rows, alone=True, picture=picture, lost=await catch_words(app, who, caught, card=False),
+                 placed=placed)  # fmt: skip
+
+
+def share_button(app: App, who: Who, owner: int, caught: Catch) -> tuple[str, CallbackData]:
+    """It promises bait for what was not shared yet."""
+    text = app.texts(who.lang, "fishing.button.brag" if caught.shared else "fishing.button.share")
+    return do(text, owner, "share", caught.id)
+
+
+async def card_for(app: App, lang: str, caught: Catch) -> bytes:
+    """The card of a catch."""
+    in_water = app.texts.span(lang, max(1, caught.caught_at - caught.cast_at))
+    facts = (caught.pair, rod_words(app, lang, caught.leverage), in_water)
+    badge = app.texts(lang, "trophies.badge") if caught.first else ""
+    if caught.practice:
+        badge = app.texts(lang, "trophies.practice")
+    words = CardWords(pnl_words(lang, caught.pnl), caught.pnl, facts, badge)
+    return await card_of(app, lang, FISH[caught.fish], words)
+
+
+async def catch_words(app: App, who: Who, caught: Catch, *, card: bool = True) -> str:
+    """All there is to say of a catch; below its card, that does not say."""
+    t, fish = functools.partial(app.texts, who.lang), FISH[caught.fish]
+    told = app.texts.words(who.lang, "fish", fish.name)
+    have = await balance_of(app, caught.user_id)
+    in_water = app.texts.span(who.lang, max(1, caught.caught_at - caught.cast_at))
+    lines = [
+        f"{told['name']} · {t(f'fishing.rarity.{fish.rarity}')}",
+        *([] if card else [told["story"]]),
+        "",
+        t("fishing.caught", pnl=pnl_words(who.lang, caught.pnl), pair=caught.pair, time=in_water,
+          rod=rod_words(app, who.lang, caught.leverage), entry=usd_words(who.lang, caught.entry),
+          exit=usd_words(who.lang, caught.exit)),
+        t("fishing.brought", dollars=signed(caught.dollars), have=amount_words(have), experience=caught.gained),
+        *([t("fishing.spared", due=signed(due))] if (due := dollars_of(caught.stake, caught.pnl)) < caught.dollars
+          else ()),
+        *([t("fishing.practice")] if caught.practice else ()),
+        *([t("fishing.first")] if caught.first else ()),
+        *([t("fishing.levelled", level=level_of(caught.experience),
+             stake=with_spaces(STAKE * level_of(caught.experience)))] if caught.levelled else ()),
+        *(["", t("fishing.lesson.3")] if caught.experience == caught.gained else ()),
+    ]  # fmt: skip
+    return await by_whom(app, who, caught.user_id) + "\n".join(lines)
+
+
+async def by_whom(app: App, who: Who, user_id: int) -> str:
+    """In groups a line that says whose it is: buttons have their answers reply to nothing."""
+    if who.private:
+        return ""
+    name = await person_name(app.db.reader, user_id)
+    return app.texts(who.lang, "fishing.of", name=excerpt(name, 40)) + "\n"
+
+
+async def after_show(app: App, who: Who, name: str, owner: int, panel: tuple[str, str]) -> Panel:
+    """A panel (its name and arg), after a show where there is room for one."""
+    if may_show(app, who):
+        return await begin_show(app, who, name, owner, panel)
+    return (await panel_for(app, who, panel[0], owner, panel[1]))._replace(alone=True)
+
+
+@panel("casting")
+async def casting_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The line that was cast just now."""
+    return await after_show(app, who, "cast", owner, ("line", "cast"))
+
+
+@panel("reeling")
+async def reeling_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """A catch that was made just now. `arg`: its id."""
+    return await after_show(app, who, "hook", owner, ("catch", arg))
+
+
+@job("card", pool="cards", beside=True)
+async def card_job(app: App, job: Job) -> JobEnd:
+    """Have a model draw a fish, put the drawing into the card that asked for it, and keep what Telegram calls it.
+    Nobody is told where that fails: they have a card."""
+    fish, drawn = FISH.get(job.data["fish"]), None
+    caught = await catch_by_id(app.db.reader, job.data["catch"], job.user_id)
+    if fish is None or caught is None or job.data["chat"] != job.chat_id:  # another chat now: another message, too
+        return NO_END
+    prompt = app.texts.words(job.lang, "fish", fish.name)["prompt"]
+    try:
+        drawn = app.scenes.peek(drawn_key(fish)) or await in_studio(
+            app, scene_drawn, (await app.llm.draw(Drawing(prompt, "4:3", (), job.chat_id, job.user_id))).data
+        )
+        app.scenes.put(drawn_key(fish), drawn)
+        file_id = await redraw_card(app, job, caught)
+    except (BotError, TelegramAPIError, ChatGone, NoRoom) as error:
+        log.warning("no drawing of a fish: %s", error, extra={"chat_id": job.chat_id})
+        if isinstance(error, BotError):
+            app.undrawn.put(fish.name, True)
+        return NO_END
+
+    async def effect(tx: Tx) -> None:
+        await keep_drawing(tx, fish.name, file_id, int(app.clock.now()))
+        app.drawings.put(fish.name, file_id)
+
+    return JobEnd(effect if file_id else None)
+
+
+async def redraw_card(app: App, job: Job, caught: Catch) -> str:
+    """Put the new drawing into the message with the card, below which stands what stood there; the file id of it, ""
+    where there is none."""
+    # another message has that id in a supergroup; where somebody pressed a button, it shows something else now
+    if job.chat_id in app.gate.moved or (job.chat_id, job.data["message"]) in app.shown:
+        return ""
+    who = Who(job.chat_id, job.thread_id, job.user_id, job.lang, private=job.chat_id > 0)
+    shown = await catch_panel(app, who, job.data["owner"], str(caught.id))
+    assert isinstance(shown.picture, bytes)
+    media = InputMediaPhoto(media=picture_file(shown.picture), caption=fit_units(job.data["words"], MAX_CAPTION))
+    edited = await app.bot(
+        PictureEdited(
+            chat_id=job.chat_id, message_id=job.data["message"], media=media, reply_markup=keyboard(shown.rows)
+        )
+    )
+    return edited.file_id if isinstance(edited, PhotoSent) else ""
+
+
+@panel("rods")
+async def rods_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The rods: which one is used, on which side; those to be had."""
+    t, here = functools.partial(app.texts, who.lang), await shore(app, owner, who.chat_id)
+    angler, minus = here.angler, "-" if here.angler.rod.startswith("-") else ""
+    rod = angler.rod.removeprefix("-")
+    sides = [
+        do(marked(t("fishing.button.long"), not minus), owner, "rod", rod),
+        do(marked(t("fishing.button.short"), bool(minus)), owner, "rod", f"-{rod}"),
+    ]
+    buttons = [
+        do(marked(f"×{decimal(who.lang, float(one), len(one) // 2)}", one == rod), owner, "rod", minus + one)
+        if one in angler.owned
+        else go(t("fishing.button.rod", times=decimal(who.lang, float(one), len(one) // 2), price=price),
+                owner, "rodbuy", one)
+        for one, price in RODS.items()
+    ]  # fmt: skip
+    text = t("fishing.rods", rod=rod_words(app, who.lang, float(angler.rod)), have=with_spaces(here.dollars))
+    return Panel(text, [sides, *in_rows(buttons)], back=("pond", ""))
+
+
+@act("rod")
+async def rod_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Take up a rod. `arg`: its leverage, with a minus for short."""
+    await take_up_rod(app, owner, arg)
+    return Done(app.texts(who.lang, "fishing.rod_taken", rod=rod_words(app, who.lang, float(arg))), "rods")
+
+
+@panel("rodbuy")
+async def rod_buy_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The question before a rod is paid for. `arg`: its leverage."""
+    if arg not in RODS:
+        raise BotError("button.old")
+    t, have = functools.partial(app.texts, who.lang), (await balance_of(app, owner)).get("dollars", 0)
+    times = decimal(who.lang, float(arg), len(arg) // 2)
+    text = t("fishing.rod_ask", times=times, price=RODS[arg], have=with_spaces(have))
+    return Panel(text, [[do(t("fishing.button.pay", price=RODS[arg]), owner, "rodbuy", arg)]], back=("rods", ""))
+
+
+@act("rodbuy")
+async def rod_buy_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Buy a rod. `arg`: its leverage."""
+    need_angler(owner)
+    if arg not in RODS:
+        raise BotError("button.old")
+    now = app.clock.now()
+    async with money(app, owner) as tx:
+        await buy_rod(tx, owner, arg, now, epoch_day(now, app.settings))
+    return Done(app.texts(who.lang, "fishing.rod_bought"), "rods")
+
+
+@panel("pair")
+async def pair_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """What the water of this pond follows; chosen by those who administer the chat. `arg`: settings, who came there."""
+    now = (await chat_settings(app, who.chat_id)).pair
+    back = "settings" if arg == "settings" else "pond"
+    buttons = [do(marked(name, name == now), owner, "pair", name) for name in PAIRS]
+    return Panel(app.texts(who.lang, "fishing.pair", pair=now), in_rows(buttons, 3), back=(back, ""))
+
+
+@act("pair")
+async def pair_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    await require_admin(app, who)
+    if arg not in PAIRS:
+        raise BotError("button.old")
+    await set_chat(app, who.chat_id, pair=arg)
+    return Done(app.texts(who.lang, "fishing.pair_set", pair=arg), "pair")
+
+
+# == Trophies =========================================================================================================
+# What people caught: collections with their best, the leaderboards of ponds and of all waters, bragging.
+
+# -- rules
+
+PERIODS_OF_TOP = ("day", "week", "month", "all")  # of the calendar, in TIMEZONE: weeks begin on Mondays
+TOP_PLACES = 10
+MEDALS = ("🥇", "🥈", "🥉")
+SHARES_A_DAY = 5  # that bait is given for: nobody can tell whether a link was really sent
+STANDINGS_KEPT_DAYS = 31  # the first day of this month may be as long ago
+SHARE_URL = "https://t.me/share/url"
+
+
+class Trophy(NamedTuple):
+    """The best of somebody's catches of one fish, and how many there were."""
+
+    best: Catch
+    times: int
+
+
+class Place(NamedTuple):
+    """Somebody in a leaderboard; those with the same P&L share a place."""
+
+    user_id: int
+    name: str
+    pnl: float  # of the period, in %
+    catches: int
+    place: int
+    total: int  # of people in it
+
+
+def first_day(period: str, today: int) -> int:
+    """Of the one that today is in, as standings.since has it."""
+    if period == "all":
+        return 0
+    date_of = date.fromordinal(today + date(1970, 1, 1).toordinal())
+    return today - {"day": 0, "week": date_of.weekday(), "month": date_of.day - 1}[period]
+
+
+def share_behind(place: int, total: int) -> float:
+    """How many of a hundred somebody is before."""
+    return round((1 - place / total) * 100, 1)
+
+
+def share_link(link: str, text: str) -> str:
+    """Where Telegram asks in which chat to put a link with a text."""
+    return f"{SHARE_URL}?{urlencode({'url': link, 'text': text}, quote_via=quote)}"
+
+
+# -- queries
+
+
+async def trophies_of(db: Queries, user_id: int) -> list[Trophy]:
+    """One of each kind that somebody caught: their best."""
+    rows = await db.all(  # counted in the index: somebody may have thousands, of a few dozen kinds
+        """SELECT c.id, c.user_id, c.chat_id, c.fish, c.pair, c.leverage, c.stake, c.entry, c.exit, c.practice, c.pnl,
+                  c.dollars, c.cast_at, c.caught_at, c.first, c.experience, c.update_id, c.shared, kinds.times
+           FROM (SELECT user_id, fish, count(*) AS times, max(pnl) AS best FROM catches
+                 WHERE user_id = ? GROUP BY user_id, fish) AS kinds
+           JOIN catches AS c ON c.id = (SELECT min(one.id) FROM catches AS one
+             WHERE one.user_id = kinds.user_id AND one.fish = kinds.fish AND one.pnl = kinds.best)
+           ORDER BY c.pnl DESC, c.id""",
+        user_id,
+    )
+    return [Trophy(caught, row["times"]) for row in rows if (caught := catch_in(row[:-1]))]
+
+
+async def standings_in(db: Queries, pond: int, period: str, since: int, user_id: int) -> list[Place]:
+    """The best of a pond (0: of all waters) in a period, and somebody's own place, wherever it is."""
+    rows = await db.all(
+        # not materialized: a copy of thousands would be made and sorted, where the index has them in order
+        """WITH board AS NOT MATERIALIZED (SELECT user_id, pnl, catches FROM standings
+               WHERE pond = ? AND period = ? AND since = ?),
+             shown AS (SELECT * FROM (SELECT * FROM board ORDER BY pnl DESC, user_id LIMIT ?)
+                       UNION SELECT * FROM board WHERE user_id = ?)
+           SELECT shown.user_id, u.name, shown.pnl / 1e6, shown.catches,
+                  1 + (SELECT count(*) FROM board WHERE board.pnl > shown.pnl), (SELECT count(*) FROM board)
+           FROM shown JOIN users AS u ON u.user_id = shown.user_id ORDER BY shown.pnl DESC, shown.user_id""",
+        pond, period, since, TOP_PLACES, user_id,
+    )  # fmt: skip
+    return [Place._make(row) for row in rows]
+
+
+async def mark_shared(tx: Tx, catch_id: int, user_id: int) -> bool:
+    """False where it is shared already, or another's."""
+    return bool(
+        await tx.run("UPDATE catches SET shared = 1 WHERE id = ? AND user_id = ? AND shared = 0", catch_id, user_id)
+    )
+
+
+async def shared_catch(db: Queries, catch_id: int) -> Catch | None:
+    """A catch that somebody bragged about, for whoever follows the link."""
+    row = await db.one(
+        """SELECT id, user_id, chat_id, fish, pair, leverage, stake, entry, exit, practice, pnl, dollars, cast_at,
+                  caught_at, first, experience, update_id, shared
+           FROM catches WHERE id = ? AND shared = 1""",
+        catch_id,
+    )
+    return catch_in(row)
+
+
+async def drop_standings(db: Db, before: int) -> int:
+    """Those of periods that began before a day; how many."""
+    async with db.tx() as tx:
+        return await tx.run("DELETE FROM standings WHERE period <> 'all' AND since < ?", before)
+
+
+# -- actions
+
+
+async def share_catch(app: App, caught: Catch) -> str:
+    """Mark a catch as shared, and give the bait for it, once. How that went: a key under trophies.shared."""
+    now = app.clock.now()
+    async with money(app, caught.user_id) as tx:
+        if not await mark_shared(tx, caught.id, caught.user_id):
+            return "again"
+        if not await take_quota(tx, caught.user_id, "shares", day_of(now, app.settings), SHARES_A_DAY):
+            return "enough"
+        given = await give_bait(tx, caught.user_id, SHARE_BAIT, "bait_share", f"share {caught.id}", now)
+        return "given" if given else "full"
+
+
+async def own_catch(app: App, owner: int, arg: str) -> Catch:
+    """Raises BotError for another's: data can be forged."""
+    caught = await catch_by_id(app.db.reader, number_in(arg), owner)
+    if caught is None:
+        raise BotError("button.old")
+    return caught
+
+
+@cleanup("standings")
+async def drop_old_standings(app: App) -> int:
+    return await drop_standings(app.db, epoch_day(app.clock.now(), app.settings) - STANDINGS_KEPT_DAYS)
+
+
+def brag_link(app: App, lang: str, caught: Catch) -> str:
+    link = f"https://t.me/{app.me.username if app.me else ''}?start=fish_{caught.id}"
+    fish = app.texts.words(lang, "fish", caught.fish)["name"]
+    return share_link(
+        link, app.texts(lang, "trophies.brag", fish=fish, pnl=pnl_words(lang, caught.pnl), pair=caught.pair)
+    )
+
+
+# -- handlers
+
+
+@command("catches")
+async def on_catches(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "catches")
+
+
+@panel("catches", entry=6)
+async def catches_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """Somebody's collection, a card each, the best first. `arg`: which, from 0."""
+    need_angler(owner)
+    t, trophies = functools.partial(app.texts, who.lang), await trophies_of(app.db.reader, owner)
+    if not trophies:
+        cast_it = [do(t("fishing.button.cast"), owner, "cast")]
+        return Panel(
+            t("trophies.empty", all=app.texts.counted(who.lang, "trophies.kinds", len(FISH))),
+            [cast_it],
+            back=("pond", ""),
+        )
+    at = min(number_in(arg), len(trophies) - 1)
+    caught = trophies[at].best
+    text = t(
+        "trophies.card", fish=app.texts.words(who.lang, "fish", caught.fish)["name"], kinds=len(trophies),
+            all=len(FISH),
+        times=app.texts.counted(who.lang, "trophies.times", trophies[at].times), pnl=pnl_words(who.lang, caught.pnl),
+        day=day_words(app, who.lang, caught.caught_at).partition(",")[0],
+    )  # fmt: skip
+    rows: list[Row] = [
+        pager(at, len(trophies), lambda page: GoPress(owner=owner, name="catches", arg=str(page))),
+        [share_button(app, who, owner, caught)],
+    ]
+    picture = await card_for(app, who.lang, caught._replace(first=0))
+    return Panel(await by_whom(app, who, owner) + text, rows, back=("pond", ""), picture=picture)
+
+
+@command("top")
+async def on_top(app: App, who: Who, args: str) -> None:
+    period = args.strip().lower()
+    await open_panel(app, who, "top", period if period in PERIODS_OF_TOP else "")
+
+
+@panel("top", entry=7)
+async def top_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """The leaderboard: of this pond in groups, of all in private. `arg`: the period."""
+    t = functools.partial(app.texts, who.lang)
+    period = arg if arg in PERIODS_OF_TOP else "week"
+    since = first_day(period, epoch_day(app.clock.now(), app.settings))
+    places = await standings_in(app.db.reader, 0 if who.private else who.chat_id, period, since, owner)
+    head = t("trophies.top_all" if who.private else "trophies.top_here", period=t(f"trophies.period.{period}"))
+    lines = [place_words(app, who.lang, one) for one in places[:TOP_PLACES]] or [t("trophies.nobody")]
+    own = next((one for one in places if one.user_id == owner), None)
+    if own:
+        lines += ["", own_place_words(app, who.lang, own)]
+    buttons = [go(marked(t(f"trophies.button.{name}"), name == period), owner, "top", name) for name in PERIODS_OF_TOP]
+    return Panel("\n".join([head, "", *lines]), in_rows(buttons), back=("pond", ""))
+
+
+def place_words(app: App, lang: str, one: Place) -> str:
+    place = MEDALS[one.place - 1] if one.place <= len(MEDALS) else f"{one.place}."
+    catches = app.texts.counted(lang, "trophies.catches", one.catches)
+    return f"{place} {excerpt(one.name, 30)} · {pnl_words(lang, one.pnl)} · {catches}"
+
+
+def own_place_words(app: App, lang: str, own: Place) -> str:
+    words = app.texts(lang, "trophies.own", place=own.place, total=own.total, pnl=pnl_words(lang, own.pnl))
+    behind = share_behind(own.place, own.total)
+    return f"{words} {app.texts(lang, 'trophies.better', percent=decimal(lang, behind, 1))}" if behind else words
+
+
+@act("share")
+async def share_act(app: App, who: Who, owner: int, arg: str) -> Done:
+    """Brag about a catch. `arg`: its id."""
+    how = await share_catch(app, await own_catch(app, owner, arg))
+    return Done(app.texts(who.lang, f"trophies.shared.{how}"), "brag", arg)
+
+
+@panel("brag")
+async def brag_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """A catch, and the way to put it into another chat. `arg`: its id."""
+    caught = await own_catch(app, owner, arg)
+    text = await by_whom(app, who, owner) + app.texts(who.lang, "trophies.where")
+    send_it = [(app.texts(who.lang, "trophies.button.send"), brag_link(app, who.lang, caught))]
+    return Panel(text, [send_it], back=("catch", arg), picture=await card_for(app, who.lang, caught))
+
+
+@deep_link("fish")
+async def on_fish_link(app: App, who: Who, args: str) -> None:
+    await open_panel(app, who, "shared", args)
+
+
+@panel("shared", places=("private",))
+async def shared_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
+    """What somebody bragged about, for whoever follows the link. `arg`: the id of the catch."""
+    caught = await shared_catch(app.db.reader, number_in(arg))
+    if caught is None:
+        raise BotError("trophies.gone")
+    name = excerpt(await person_name(app.db.reader, caught.user_id), 40)
+    fish, pnl = app.texts.words(who.lang, "fish", caught.fish)["name"], pnl_words(who.lang, caught.pnl)
+    text = app.texts(who.lang, "trophies.of", name=name, fish=fish, pnl=pnl, pair=caught.pair)
+    rows = [[do(app.texts(who.lang, "fishing.button.cast"), owner, "cast")]]
+    return Panel(text, rows, back=("pond", ""), picture=await card_for(app, who.lang, caught._replace(first=0)))
+
+
 # == Payments =========================================================================================================
 # Telegram Stars, promo codes, what somebody has, and how they get their Stars back.
 
@@ -18451,6 +21364,9 @@ PACKS = {
     "coins100": Pack("coins", 100, 50),
     "coins500": Pack("coins", 500, 225),
     "coins1200": Pack("coins", 1200, 500),
+    "bait10": Pack("bait", 10, 100),
+    "bait50": Pack("bait", 50, 450),
+    "bait100": Pack("bait", 100, 800),
 }
 
 
@@ -19028,9 +21944,9 @@ async def buy_act(app: App, who: Who, owner: int, arg: str) -> Done:
 
 @act("shop", slow=True)
 async def shop_act(app: App, who: Who, owner: int, arg: str) -> Done:
-    """What is sold, in private; asked for in a group."""
+    """What is sold, in private; asked for in a group. `arg`: the panel that stays meanwhile, balance unless it says."""
     await on_buy(app, who, "")
-    return Done(None, "balance")
+    return Done(None, "pond" if arg == "pond" else "balance")
 
 
 @command("terms")
@@ -20962,8 +23878,8 @@ async def log_act(app: App, who: Who, owner: int, arg: str) -> Done:
 # as they are listed; sections stand in another order
 ORDER = ("start", "help", "menu", "settings", "lang", "profile", "persona", "personas", "temper", "quiet", "reset",
          "summary", "remember", "memory", "forget", "export", "privacy", "reminders", "voice", "mood", "draw",
-         "avatars", "gallery", "speech", "speeches", "balance", "buy", "promo", "terms", "paysupport", "cancel",
-         "stats", "admin", "cost",
+         "avatars", "gallery", "speech", "speeches", "cast", "hook", "status", "fish", "catches", "top", "balance",
+         "buy", "promo", "terms", "paysupport", "cancel", "stats", "admin", "cost",
          "backup")  # fmt: skip
 QUIETS = (1800, 7200, 28_800, 86_400)
 SETTINGS_VALUES: dict[str, dict[str, Any]] = {
@@ -21153,6 +24069,7 @@ async def settings_panel(app: App, who: Who, owner: int, arg: str) -> Panel:
     rows = [row("rich", "on" if chat.rich else "off")]
     if app.llm.can("speak"):
         rows.append(row("voice", "on" if chat.voice else "off"))
+    rows.append([go(t("fishing.button.pair"), owner, "pair", "settings")])
     if who.private:
         return Panel(t("settings.private"), rows)
     silent = chat.policy in ("mention", "never") or quiet_now(app.settings, chat, app.clock.now())
@@ -22458,7 +25375,7 @@ class ConsoleSession(BaseSession):
         return self._show(self.next_id(), method.rich_message["markdown"], None)
 
     def _on_editMessageText(self, bot: Bot, method: Any) -> MessageId:
-        return self._show(method.message_id, method.text, method.reply_markup)
+        return self._show(method.message_id, method.text, getattr(method, "reply_markup", None))
 
     async def _on_editMessageMedia(self, bot: Bot, method: Any) -> MessageId:
         await self._file(bot, method.media.media)
@@ -22726,6 +25643,12 @@ def act_of(query: Mapping[str, Any]) -> str:
     return found[1] if found else ""
 
 
+def sends_anew(query: Mapping[str, Any]) -> bool:
+    """Is it a button under a catch, whose answer is a new message?"""
+    prefix, _, what = (query.get("data") or "").partition(":")
+    return prefix == PondPress.__prefix__ and not what.endswith(":look")
+
+
 def continues(last: Waiting, heard: Heard) -> bool:
     """Does an unaddressed message belong to the one before: the same album, or the rest of a long text?"""
     if last.heard.user_id != heard.user_id:
@@ -22944,7 +25867,8 @@ class Sorter:
             if not (act == "askback" or allowed(self._app, chat_id, query["from"]["id"])):
                 self._app.spawn(quietly(self._refuse_press(query)), "refuse")
                 return None, []
-            slow = act in ACTS and ACTS[act].slow  # it asks a model or sends something: a command by another name
+            # it asks a model or sends something: a command by another name
+            slow = (act in ACTS and ACTS[act].slow) or sends_anew(query)
             # counted when it came
             kinds = () if resumed else ("buttons", "commands") if slow else ("buttons",)
             left = max((self._too_many(kind, query["from"]["id"], update_id) for kind in kinds), default=0.0)
@@ -23335,6 +26259,8 @@ class Inbox:
             await self._handle([plan.update_id], plan.raw, plan.attempts, work)
             return
         async with self._lines(plan.line):
+            if self._stopping.is_set():  # one before it may have been left for the next start: it must not overtake it
+                return
             await self._handle([plan.update_id], plan.raw, plan.attempts, work)
 
     async def _answer_turn(self, turn: Turn) -> None:
@@ -23929,6 +26855,7 @@ async def serve(app: App, stop: asyncio.Event) -> int:
             await web.close()
         # beside each other: twenty seconds in all
         await asyncio.gather(inbox.drain(DRAIN_S), drain_jobs(app, DRAIN_S))
+        await end_shows(app)
     log.info("stopped")
     return 0
 

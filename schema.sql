@@ -161,7 +161,8 @@ CREATE TABLE chats (
     persona     TEXT    NOT NULL DEFAULT 'okun',  -- a built-in one; counts where persona_id is NULL
     persona_id  INTEGER REFERENCES personas (id) ON DELETE SET NULL,
     temper      TEXT    NOT NULL DEFAULT 'neutral',  -- likewise
-    temper_id   INTEGER REFERENCES tempers (id) ON DELETE SET NULL
+    temper_id   INTEGER REFERENCES tempers (id) ON DELETE SET NULL,
+    pair        TEXT    NOT NULL DEFAULT 'TON'  -- what the water of its pond follows, a row of PAIRS
 ) STRICT;
 CREATE INDEX chats__bound_to ON chats (persona_id) WHERE persona_id IS NOT NULL;  -- chats_bound
 CREATE INDEX chats__in_temper ON chats (temper_id) WHERE temper_id IS NOT NULL;  -- its foreign key
@@ -622,6 +623,136 @@ CREATE INDEX speeches__of_person ON speeches (user_id, id);  -- speeches_of
 CREATE INDEX speeches__in_chat ON speeches (chat_id, user_id);  -- forget_derived
 CREATE INDEX speeches__of_recording ON speeches (file_unique_id);  -- unhear
 
+-- == Fishing ==
+
+-- Somebody who fishes; goes with the person.
+CREATE TABLE anglers (
+    user_id    INTEGER PRIMARY KEY REFERENCES users (user_id) ON DELETE CASCADE,
+    rod        TEXT    NOT NULL,               -- the one in use, a row of RODS, with its side: "2", "-2.5"
+    rods       TEXT    NOT NULL,               -- all they have, by a comma
+    experience INTEGER NOT NULL DEFAULT 0,
+    gift_day   INTEGER NOT NULL,               -- of the last bait that was given for a day, as catches.day
+    lessons    INTEGER NOT NULL,               -- steps of the introduction that are done, of LESSONS
+    started_at INTEGER NOT NULL
+) STRICT;
+
+-- A grant that happens once in a lifetime; stays when the person is forgotten, or they could have it again.
+CREATE TABLE starting_grants (
+    user_id    INTEGER PRIMARY KEY,
+    granted_at INTEGER NOT NULL
+) STRICT;
+
+-- A line in the water. Deleted in the transaction that makes it a catch; goes with the person or the chat.
+CREATE TABLE fishing_lines (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id    INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    chat_id    INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    thread_id  INTEGER NOT NULL,
+    pair       TEXT    NOT NULL,
+    leverage   REAL    NOT NULL,               -- below 0: short
+    stake      INTEGER NOT NULL,               -- dollars
+    entry      REAL    NOT NULL,               -- dollars for one coin
+    practice   INTEGER NOT NULL CHECK (practice IN (0, 1)),  -- 1: the price was made up, because none could be had
+    cast_at    INTEGER NOT NULL,
+    update_id  INTEGER NOT NULL,               -- what asked for it: after a crash it may ask again
+    UNIQUE (user_id, chat_id)
+) STRICT;
+CREATE INDEX fishing_lines__in_chat ON fishing_lines (chat_id);  -- merge_ponds
+
+-- What somebody pulled out. Goes with the person or the chat.
+CREATE TABLE catches (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    line_id    INTEGER NOT NULL UNIQUE,        -- one line makes one catch
+    user_id    INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    chat_id    INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    fish       TEXT    NOT NULL,               -- a row of FISH
+    pair       TEXT    NOT NULL,
+    leverage   REAL    NOT NULL,
+    stake      INTEGER NOT NULL,
+    entry      REAL    NOT NULL,
+    exit       REAL    NOT NULL,
+    practice   INTEGER NOT NULL CHECK (practice IN (0, 1)),
+    pnl        REAL    NOT NULL,               -- in %
+    dollars    INTEGER NOT NULL,               -- the change of the balance
+    cast_at    INTEGER NOT NULL,
+    caught_at  INTEGER NOT NULL,
+    day        INTEGER NOT NULL,               -- of caught_at in TIMEZONE, days since 1970-01-01
+    first      INTEGER NOT NULL CHECK (first IN (0, 1)),  -- 1: their first of this kind
+    experience INTEGER NOT NULL,               -- of the angler, with it
+    update_id  INTEGER NOT NULL,               -- what asked for it, as of lines
+    shared     INTEGER NOT NULL DEFAULT 0 CHECK (shared IN (0, 1))
+) STRICT;
+CREATE INDEX catches__of_person ON catches (user_id, fish, pnl);  -- trophies_of
+CREATE INDEX catches__in_pond ON catches (chat_id, user_id);  -- forget_derived
+
+-- How people stand in a pond and in all waters, within a day, a week (from Monday), a month and all time: always what
+-- their catches come to, by the triggers below, without those of practice, whose prices were made up. A row goes with
+-- its last catch; the hourly cleanup deletes those of periods that are over.
+CREATE TABLE standings (
+    pond    INTEGER NOT NULL,                  -- a chat; 0: all waters
+    period  TEXT    NOT NULL CHECK (period IN ('day', 'week', 'month', 'all')),
+    since   INTEGER NOT NULL,                  -- its first day, as in catches; 0 of all time
+    user_id INTEGER NOT NULL,
+    catches INTEGER NOT NULL,
+    pnl     INTEGER NOT NULL,                  -- sum, in millionths of a %: floats would drift as catches come and go
+    PRIMARY KEY (pond, period, since, user_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX standings__best_first ON standings (pond, period, since, pnl DESC, user_id, catches);  -- standings_in
+CREATE VIEW catch_standings AS  -- each catch in each of the eight standings that it counts in
+SELECT c.id, CASE w.everywhere WHEN 1 THEN 0 ELSE c.chat_id END AS pond, p.period,
+    CASE p.period WHEN 'day' THEN c.day WHEN 'week' THEN c.day - (c.day + 3) % 7 WHEN 'month'
+        THEN CAST(julianday(c.day * 86400, 'unixepoch', 'start of month') - 2440587.5 AS INTEGER) ELSE 0 END AS since,
+    c.user_id, CAST(round(max(-1e9, min(1e9, c.pnl)) * 1e6) AS INTEGER) AS pnl
+FROM catches AS c, (SELECT 0 AS everywhere UNION ALL SELECT 1) AS w,
+    (SELECT 'day' AS period UNION ALL SELECT 'week' UNION ALL SELECT 'month' UNION ALL SELECT 'all') AS p
+WHERE c.practice = 0;
+CREATE TRIGGER catches__counted AFTER INSERT ON catches BEGIN
+    INSERT INTO standings (pond, period, since, user_id, catches, pnl)
+    SELECT pond, period, since, user_id, 1, pnl FROM catch_standings WHERE id = new.id
+    ON CONFLICT (pond, period, since, user_id) DO UPDATE SET catches = catches + 1, pnl = pnl + excluded.pnl;
+END;
+CREATE TRIGGER catches__gone BEFORE DELETE ON catches BEGIN
+    UPDATE standings SET catches = standings.catches - 1, pnl = standings.pnl - c.pnl FROM catch_standings AS c
+    WHERE c.id = old.id AND (standings.pond, standings.period, standings.since, standings.user_id) =
+        (c.pond, c.period, c.since, c.user_id);
+    DELETE FROM standings WHERE catches = 0 AND (pond, period, since, user_id) IN
+        (SELECT pond, period, since, user_id FROM catch_standings WHERE id = old.id);
+END;
+CREATE TRIGGER catches__moving BEFORE UPDATE OF chat_id ON catches BEGIN
+    UPDATE standings SET catches = standings.catches - 1, pnl = standings.pnl - c.pnl FROM catch_standings AS c
+    WHERE c.id = old.id AND (standings.pond, standings.period, standings.since, standings.user_id) =
+        (c.pond, c.period, c.since, c.user_id);
+    DELETE FROM standings WHERE catches = 0 AND (pond, period, since, user_id) IN
+        (SELECT pond, period, since, user_id FROM catch_standings WHERE id = old.id);
+END;
+CREATE TRIGGER catches__moved AFTER UPDATE OF chat_id ON catches BEGIN
+    INSERT INTO standings (pond, period, since, user_id, catches, pnl)
+    SELECT pond, period, since, user_id, 1, pnl FROM catch_standings WHERE id = new.id
+    ON CONFLICT (pond, period, since, user_id) DO UPDATE SET catches = catches + 1, pnl = pnl + excluded.pnl;
+END;
+
+-- Frames that are being shown, in a message of ours, and the panel that they lead to: after a crash it is shown at
+-- once. Deleted when it stands there; goes with the person or the chat.
+CREATE TABLE shows (
+    chat_id    INTEGER NOT NULL REFERENCES chats (chat_id) ON DELETE CASCADE ON UPDATE CASCADE,
+    message_id INTEGER NOT NULL,
+    thread_id  INTEGER NOT NULL,
+    user_id    INTEGER NOT NULL REFERENCES users (user_id) ON DELETE CASCADE,
+    lang       TEXT    NOT NULL,
+    panel      TEXT    NOT NULL,
+    arg        TEXT    NOT NULL,
+    begun_at   INTEGER NOT NULL,
+    PRIMARY KEY (chat_id, message_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX shows__of_person ON shows (user_id);  -- its foreign key
+
+-- The drawing of a fish, at Telegram: one for all.
+CREATE TABLE fish_cards (
+    fish    TEXT    PRIMARY KEY,
+    file_id TEXT    NOT NULL,
+    made_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- == Owner ==
 
 -- A message of an owner to all chats of a kind, sent to one after another by id. The hourly cleanup deletes those older
@@ -680,4 +811,4 @@ CREATE TABLE inbox_seen (
     seen_at   INTEGER NOT NULL
 ) STRICT;
 
-PRAGMA user_version = 6;
+PRAGMA user_version = 7;

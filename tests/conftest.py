@@ -61,6 +61,7 @@ Later = Callable[[float], Awaitable[None]]
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "settings(**values): settings of the bot in this test")
     config.addinivalue_line("markers", "failing: the bot is made to fail in this test")
+    config.addinivalue_line("markers", "shows: casts and hooks are shown frame by frame in this test")
 
 
 # -- time and chance
@@ -306,6 +307,31 @@ class Script(bot.Llm):
         return [f"{said.role}: {said.text}" for said in self.asks[-1].said[:-1]]
 
 
+# -- a market that moves as the test wants
+
+
+class Exchange:
+    """Answers for PRICE_API_URL: `prices` by pair; a `fault` is an HTTP status, or an exception to raise."""
+
+    def __init__(self) -> None:
+        self.prices = {"TON": 5.0, "BTC": 60_000.0, "ETH": 3000.0, "SOL": 150.0, "DOGE": 0.2}
+        self.asked = 0
+        self.fault: int | Exception | None = None
+        self.retry_after = ""
+        self.body: bytes | None = None  # instead of the prices
+        self.open: asyncio.Event | None = None  # while there is one, nothing is answered before it is set
+
+    async def answer(self, app: bot.App) -> tuple[int, str, bytes]:
+        self.asked += 1
+        await (self.open.wait() if self.open else asyncio.sleep(0))
+        if isinstance(self.fault, Exception):
+            raise self.fault
+        if self.fault:
+            return self.fault, self.retry_after, b"{}"
+        said = {bot.PAIRS[name].coin: {"usd": usd} for name, usd in self.prices.items()}
+        return 200, "", bot.json_bytes(said) if self.body is None else self.body
+
+
 # -- what a chat sees
 
 
@@ -447,6 +473,7 @@ class Okun:
         self.clock, self.dice = TestClock(), Dice()
         self.telegram = FakeTelegram(clock=self.clock.now)
         self.idle = Idle()
+        self.exchange = Exchange()
         self.problems: list[Any] = []  # what only the event loop heard of
         self.may_fail = False
         for id_, name, lang in ((ANNA, "Anna", "en"), (BORYS, "Borys", "uk"), (VIRA, "Vira", "ru"),
@@ -614,6 +641,9 @@ async def okun(
     for marker in reversed([*request.node.iter_markers("settings")]):
         values |= marker.kwargs
     okun = Okun(tmp_path / "okun.db", values)
+    monkeypatch.setattr(bot, "ask_exchange", okun.exchange.answer)
+    if not request.node.get_closest_marker("shows"):  # answers come at once
+        monkeypatch.setattr(bot, "SHOW_FRAMES", 0)
     okun.idle, okun.may_fail = idle_counter, bool(request.node.get_closest_marker("failing"))
     loop: Any = asyncio.get_running_loop()
     loop.time = okun.clock.monotonic

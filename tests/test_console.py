@@ -85,10 +85,11 @@ async def test_commands_work(terminal: Terminal) -> None:
 
 async def test_buttons_are_numbered_and_pressed_by_number(terminal: Terminal) -> None:
     menu = await terminal.type("/settings")
-    assert menu[1].split("  ")[-3:] == [":1 Rich layout", ":2 ✓ Plain text", f":3 {terminal.t('menu.back')}"]
+    water, back = terminal.t("fishing.button.pair"), terminal.t("menu.back")
+    assert menu[1].split("  ")[-4:] == [":1 Rich layout", ":2 ✓ Plain text", f":3 {water}", f":4 {back}"]
     pressed = await terminal.type(":1")
     assert f"({terminal.t('settings.saved')})" in pressed and ":1 ✓ Rich layout" in pressed[1]
-    menu = await terminal.type(":3")
+    menu = await terminal.type(":4")
     assert menu[0] == f"Okun: {terminal.t('menu.text', name='Okun')}"
     *_, last = re.findall(r":(\d+) ", menu[1])
     assert await terminal.type(f":{last}") == [f"Okun: {terminal.t('menu.closed')}"]

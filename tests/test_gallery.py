@@ -642,7 +642,7 @@ async def buttons_from(okun: Okun, who: bot.Who, start: list[tuple[str, str]]) -
         name, arg = todo.pop()
         seen.add((name, arg))
         shown = await bot.panel_for(okun.app, who, name, who.user_id, arg)
-        for data in (data for row in shown.rows for _, data in row):
+        for data in (data for row in shown.rows for _, data in row if not isinstance(data, str)):
             found.add(data.pack())
             if isinstance(data, bot.GoPress) and names_of([data.name]) and (data.name, data.arg) not in seen:
                 todo.append((data.name, data.arg))

@@ -198,6 +198,8 @@ async def test_a_ledger_outlives_a_restart(okun: Okun, chat: Room) -> None:
 async def test_what_somebody_has_is_said_without_what_they_have_nothing_of() -> None:
     assert bot.amount_words({"dollars": 3, "coins": 5, "bait": 0}) == "5 🪙, 3 💵"
     assert (bot.amount_words({}), bot.signed(3), bot.signed(-3)) == ("", "+3", "−3")
+    assert bot.amount_words({"dollars": 9999, "coins": 10_000}) == "10\u202f000 🪙, 9999 💵"
+    assert (bot.signed(-1234567), bot.with_spaces(-12_000)) == ("−1\u202f234\u202f567", "-12\u202f000")
 
 
 # -- a power cut

@@ -274,8 +274,8 @@ async def test_a_new_admin_is_known_within_a_minute(okun: Okun, group: Room, lat
 # -- every button
 
 
-def test_the_kinds_of_buttons_are_panels_acts_forgetting_and_those_of_pictures_and_speeches() -> None:
-    assert {*MENUS} <= bot.COMMANDS.keys() and {*bot.BUTTONS} == {"m2", "d1", "f1", "g1", "sp1"}
+def test_the_kinds_of_buttons_are_panels_acts_forgetting_and_those_of_features() -> None:
+    assert {*MENUS} <= bot.COMMANDS.keys() and {*bot.BUTTONS} == {"m2", "d1", "f1", "g1", "sp1", "w1"}
 
 
 @pytest.mark.parametrize(("lang", "place", "name"), EVERY_MENU)

@@ -36,13 +36,13 @@ BOUNDS: dict[str, int] = {
     "app.gate.pacing._chats": bot.Pacing.MOST + 1, "app.gate.pacing._held": bot.Pacing.MOST + 1,
     "app.counts": 100,  # kinds of errors and outcomes: names in the code
     "app.errors.kinds": bot.MOST_KINDS, "app.errors.entries": bot.MOST_ERRORS, "app.errors.told": bot.MOST_KINDS,
-    "app.errors.filters": 10,
+    "app.errors.filters": 10, "app.last_prices": len(bot.PAIRS), "app.shows": 1000,
     "inbox._sorter._counted": 2000, "inbox._sorter._limits": 3, "inbox._sorter.arriving": BATCH,  # the batch at hand
 }  # fmt: skip
 # Empty when nothing is at work.
 AT_WORK = {
     "app.summarising", "app.reminded", "app.reminding", "app.refunding", "app.working", "app.handing",
-    "app.hearings", "app.telling._locks", "app.generations", "inbox._passing",
+    "app.hearings", "app.deals", "app.playing", "app.telling._locks", "app.generations", "inbox._passing",
     "inbox._turns._queues", "inbox._turns._wakes", "inbox._turns._running", "inbox._turns._at_work",
     "inbox._lines._locks", "app.db._waiting", "app.db.reader._waiting", "app._tasks",
 }  # fmt: skip

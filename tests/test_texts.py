@@ -36,6 +36,15 @@ COMPOSED = {
     "draw.button.{}": [*bot.PICTURE_VERBS, "loved"],
     "ledger.reason.{}": list(bot.REASONS),
     "ledger.name.{}": list(bot.ICONS),
+    "fishing.{}": ["no_bait", "has_line"],
+    "fishing.quick.{}": [str(n + 1) for n in range(bot.QUICK_JOKES)],
+    "fishing.lesson.{}": ["1", "2", "3"],
+    "fishing.goes.{}": ["up", "down"],
+    "trophies.shared.{}": ["given", "again", "enough", "full"],
+    "trophies.period.{}": list(bot.PERIODS_OF_TOP),
+    "trophies.button.{}": list(bot.PERIODS_OF_TOP),
+    "fishing.rarity.{}": list(bot.RARITIES),
+    "fishing.button.{}": [*bot.FROM_CATCH, *bot.FROM_POND],
     "promo.{}": ["unknown", "used", "expired", "used_up"],
     "payment.state.{}": ["paid", "refunding", "refunded"],
     "llm.{}": [kind for kind in bot.REMEDIES if bot.worst([kind]) == kind],
@@ -287,7 +296,7 @@ def test_only_a_whole_group_is_addressed_in_the_plural(lang: str) -> None:
 @pytest.mark.parametrize("lang", ["uk", "ru"])
 def test_translations_are_translated(lang: str) -> None:
     same = {key for key in KEYS if said(lang, key) == said("en", key) and re.search("[a-z]{4}", said("en", key)[0])}
-    assert same <= {"console.help", "check.model", "reminder.day"}
+    assert same <= {"console.help", "check.model", "reminder.day", "fishing.caught", "fishing.button.rod", "fishing.of"}
 
 
 # -- the code and the locales

@@ -36,7 +36,7 @@ PLAIN: dict[str, str | int | None] = {
 BAD_SIGNS = ("never retrieved", "was never awaited", "Unclosed", "Fatal Python", "unhandled exception")
 
 
-def impatient(**constants: float) -> tuple[str, ...]:
+def impatient(**constants: Any) -> tuple[str, ...]:
     """The command of a bot that waits less: constants of bot.py that no setting moves."""
     changes = "; ".join(f"bot.{name} = {value}" for name, value in constants.items())
     path = f"import sys; sys.path.insert(0, {str(BOT.parent)!r}); import bot; {changes}; sys.exit(bot.main())"
