@@ -93,6 +93,7 @@ AIMS = (
     ("stored_clock", ">=", 5.0, "unaddressed messages stored, of the echo's rate, by the clock"),
     ("over_echo_ms", "<=", 3.0, "p50 over the echo's with 1 user, ms"),
     ("p99_ms", "<=", 60.0, "p99 with 50 users, ms"),
+    ("cast_p95_ms", "<=", 100.0, "p95 of the first answer to 500 people who cast within a second, ms"),
     ("context_p99_ms", "<=", 10.0, "p99 of the context of a reply beside recall, among 1,000,000 messages, ms of CPU"),
     ("recall_p99_ms", "<=", 50.0, "p99 of recall among 1,000,000 messages, ms of CPU"),
     ("mood_s", "<=", 1.0, "/mood 30d of a chat with 1,000,000 messages in these days, its picture included, s"),
@@ -347,6 +348,21 @@ async def overheard(bench: Bench, count: int) -> Span:
     return span
 
 
+async def casts(bench: Bench, users: int = 500) -> Span:
+    """So many people write /cast, the first thing they ever say, evenly within a second; the echo repeats it."""
+    telegram, latencies = bench.telegram, list[float]()
+    chats = [telegram.private(telegram.user(20_000 + n, f"Angler{n}", "en")) for n in range(users)]
+    telegram.on_reply = lambda chat_id, took: latencies.append(took)
+    with measured(bench) as span:
+        begun = time.perf_counter()
+        for n, chat in enumerate(chats):
+            await asyncio.sleep(max(0.0, begun + n / users - time.perf_counter()))
+            bench.write(chat, "/cast")
+        await telegram.until(lambda: len(latencies) == users, 120)
+        span.count, span.latencies = users, latencies
+    return span
+
+
 async def speed(kind: type[BotProcess], short: bool) -> dict[str, float]:
     """One round of one bot."""
     figures: dict[str, float] = {}
@@ -363,6 +379,8 @@ async def speed(kind: type[BotProcess], short: bool) -> dict[str, float]:
                 f"own_{users}": span.own_share,
                 f"drafts_{users}": bench.telegram.drafts_sent,
             }
+        span = await casts(bench)
+        figures |= {"p50_cast": span.latency_ms(0.5), "p95_cast": span.latency_ms(0.95)}
         if kind is BotProcess:
             span = await talk(bench, 50, 1.5 if short else 3.0, "/help")
             figures |= {"rate_help": span.per_second, "cpu_ms_help": span.cpu_ms, "own_help": span.own_share}
@@ -860,6 +878,8 @@ def table(okun: Mapping[str, float], echo: Mapping[str, float]) -> str:
         row(f"p99 ms, {who}", f"p99_{users}", "{:.1f}")
     row("commands (/help) per second", "rate_help", "{:,.0f}")
     row("CPU ms per command", "cpu_ms_help", "{:.2f}")
+    row("p50 ms, 500 first /cast within a second", "p50_cast", "{:.1f}")
+    row("p95 ms, 500 first /cast within a second", "p95_cast", "{:.1f}")
     row("unaddressed group messages stored per second", "rate_stored", "{:,.0f}")
     row("CPU ms per message stored", "cpu_ms_stored", "{:.3f}")
     row("start to the first getUpdates, s", "start_s", "{:.2f}")
@@ -883,6 +903,7 @@ def compared(okun: Mapping[str, float], echo: Mapping[str, float]) -> dict[str, 
         "stored_clock": okun["rate_stored"] / echo["rate_50"],
         "over_echo_ms": okun["p50_1"] - echo["p50_1"],
         "p99_ms": okun["p99_50"],
+        "cast_p95_ms": okun["p95_cast"],
     }
 
 
