@@ -26270,8 +26270,8 @@ class Inbox:
         # a reply that is half sent goes on, however old
         if len(fresh) < len(ids) and not turn.reply:
             turn.waiting = fresh or (turn.waiting[-1:] if turn.newest.heard.chat_kind == "private" else [])
+            await self._let_go(ids, turn)
             if not turn.waiting:
-                await self._app.db.write({DONE_INBOX: [(update_id,) for update_id in ids]})
                 return
         if parts := parted_by_command(turn, self._sorter.ears):
             for part in parts:
@@ -26293,11 +26293,19 @@ class Inbox:
                 await on_talk(self._app, who, turn)
 
         async def alone(attempts: int) -> None:
+            await self._let_go(ids, turn)
             for one in turn.waiting:
                 await self._answer_turn(Turn([dataclasses.replace(one, attempts=attempts)]))
 
         several = len(turn.waiting) > 1 and not turn.reply
         await self._handle(ids, raw, max(one.attempts for one in turn.waiting), work, alone if several else None)
+
+    async def _let_go(self, update_ids: Sequence[int], turn: Turn) -> None:
+        """End those of these updates that are not in the turn any more: too old, refused, banned or forgotten."""
+        kept = {one.update_id for one in turn.waiting}
+        # before the turn ends, which may be in parts: after a restart they would be answered, late and uncounted
+        if gone := [(update_id,) for update_id in update_ids if update_id not in kept]:
+            await self._app.db.write({DONE_INBOX: gone})
 
     async def _handle(
         self,

@@ -871,6 +871,43 @@ async def test_one_who_fails_in_a_turn_of_several_does_not_park_the_others(
     assert len(okun.rows("SELECT update_id FROM inbox WHERE parked_at IS NOT NULL")) == 1
 
 
+@failing
+async def test_what_a_turn_passed_over_does_not_come_back_where_the_turn_is_taken_one_by_one(
+    okun: Okun, chat: Room, model: Script, later: Later
+) -> None:
+    model.says = lambda ask: RuntimeError("boom") if len(model.asks) < 3 else "Hello"
+    chat.put("say", "old", date=NOON - 3600)
+    chat.put("say", "one")
+    chat.put("say", "two")
+    await okun.take()
+    assert len(okun.inbox_rows) == 2  # the old one is dealt with, whatever becomes of the others
+    await later(30)
+    assert [reply.text for reply in chat.replies] == ["Hello", "Hello"] and okun.inbox_rows == []
+
+
+@failing
+@settings(replies_per_hour=1)
+async def test_who_was_refused_in_a_turn_that_fails_is_not_answered_after_a_restart(
+    okun: Okun, group: Room, model: Script, later: Later
+) -> None:
+    await group.say("okun, hi")
+    model.says = lambda ask: RuntimeError("boom") if len(model.asks) < 4 else "Hello"
+    group.put("say", "okun, and again")
+    group.put("say", "okun, water", by="Borys")
+    await okun.take()
+    await later(30)
+    assert len(model.asks) == 4 and group.replies[-1].text == "Hello" and okun.inbox_rows == []
+
+
+async def test_an_album_with_a_command_leaves_nothing_of_an_older_backlog(okun: Okun, chat: Room, later: Later) -> None:
+    chat.put("say", "old", date=NOON - 3600)
+    chat.put("say", "new")
+    chat.put("album", [b"1", b"2"], "/help")
+    await okun.take()
+    await later(5)
+    assert chat.replies[0].text.endswith("new") and okun.inbox_rows == []
+
+
 async def test_another_bots_command_is_no_talk(okun: Okun, group: Room) -> None:
     await bot.set_chat(okun.app, group.id, policy="always")
     assert await group.say("/roll@dicebot") == []
