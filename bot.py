@@ -26850,7 +26850,7 @@ async def serve(app: App, stop: asyncio.Event) -> int:
             print(app.texts(settings.language, "cli.webhook"), file=sys.stderr)
             return 1
         tasks = [app.spawn(kept_up(app, name, body), name) for name, body in LOOPS.items()]
-        tasks.append(app.spawn(announce(app), "announce"))
+        tasks.append(app.spawn(kept_up(app, "announce", announce), "announce"))
         if not settings.webhook_url:
             tasks.append(app.spawn(poller.run(), "poller"))
         log.info("Okun %s is listening as @%s", VERSION, app.me.username if app.me else "?")
@@ -26958,10 +26958,14 @@ async def begin_webhook(app: App, web: Web) -> bool:
 async def announce(app: App) -> None:
     """What can wait until the first poll is under way."""
     if not app.settings.webhook_url:
-        # while one stands, getUpdates is refused with 409
+        # while one stands, getUpdates is refused with 409: this is kept up until it comes through
         await app.bot(DeleteWebhook())
-    await register_commands(app)
-    await register_owner_commands(app)
+    try:
+        await register_commands(app)
+        await register_owner_commands(app)
+    # in a minute it would be refused just the same; the next start tries it again
+    except (TelegramBadRequest, ChatGone) as error:
+        log.error("commands refused: %s", error)
 
 
 async def run_console(settings: Settings) -> int:

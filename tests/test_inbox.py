@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -802,6 +803,26 @@ async def test_a_poll_that_died_without_a_word_is_begun_anew(okun: Okun, chat: R
     assert chat.replies == []
     await later(120)
     assert len(chat.replies) == 1
+
+
+@failing
+async def test_a_webhook_that_could_not_be_deleted_at_the_start_is_deleted_later(
+    okun: Okun, chat: Room, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.asynccontextmanager
+    async def open_already(app: bot.App) -> AsyncIterator[bot.Inbox]:
+        yield okun.inbox
+
+    monkeypatch.setattr(bot, "running", open_already)
+    okun.telegram.webhook = {"url": "https://left.behind"}
+    okun.telegram.fault("500", "deleteWebhook", times=20)
+    stop = asyncio.Event()
+    serving = asyncio.ensure_future(bot.serve(okun.app, stop))
+    chat.put("say", "hi")
+    await later(3600)
+    assert len(chat.replies) == 1 and okun.telegram.commands
+    stop.set()
+    await serving
 
 
 async def test_polling_goes_on_where_it_left_off(okun: Okun, chat: Room, poller: bot.Poller) -> None:
