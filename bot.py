@@ -18035,7 +18035,8 @@ async def may_answer(app: App, who: Who) -> bool:
     limits = [("replies", who.user_id, app.settings.replies_per_hour), *shared_limits(app, who)]
     for kind, key, most in limits:
         if left := app.limiter.take(kind, key, most, HOUR_S):
-            await refuse(app, who, kind, key, left)
+            # told once to each who asks, and in each chat, also of the limit of all
+            await refuse(app, who, kind, key if kind == "replies" else who.chat_id, left)
             return False
     return True
 

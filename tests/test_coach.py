@@ -1266,6 +1266,18 @@ async def test_answers_about_a_speech_count_as_answers(okun: Okun, chat: Room, c
     assert refused[0].text.startswith(okun.t("limit.replies", left="1 hour")[:20])
 
 
+@settings(total_replies_per_hour=1)
+async def test_the_limit_of_all_is_told_to_each_who_asks_about_a_speech(okun: Okun, coach: Coach) -> None:
+    rooms = [okun.private("Anna"), okun.private("Borys")]
+    for room in rooms:
+        await coach.hear(room, recording())
+        await room.press(okun.t("coach.button.ask", "en" if room is rooms[0] else "uk"))
+    await rooms[0].say("First")
+    for room, lang in zip(rooms, ("en", "uk"), strict=True):
+        refused = await room.say("Second")
+        assert refused[0].text.startswith(okun.t("limit.total", lang, left="1")[:20])
+
+
 async def test_a_model_that_fails_is_told_and_asking_goes_on(
     okun: Okun, chat: Room, coach: Coach, model: Script
 ) -> None:
