@@ -12366,15 +12366,6 @@ async def turn_media(app: App, turn: Turn, policy: str) -> tuple[list[Media], li
     return media, notes
 
 
-def turn_weight(turn: Turn) -> int:
-    """Bytes of the files that come with a turn, as far as Telegram says."""
-    entries = [entry for waiting in turn.waiting for entry in waiting.heard.media]
-    for waiting in turn.waiting:
-        if (replied := waiting.raw.get("reply_to_message")) and (content := heard_content(replied)):
-            entries += content[2]
-    return sum(entry.get("file_size", 0) for entry in entries)
-
-
 async def turn_entries(app: App, turn: Turn) -> list[dict[str, Any]]:
     """The files of a turn: its messages', their albums', and those of the messages replied to."""
     entries: dict[str, dict[str, Any]] = {}
@@ -12389,6 +12380,11 @@ async def turn_entries(app: App, turn: Turn) -> list[dict[str, Any]]:
             entries.update({entry["file_id"]: entry for entry in (found[2] if found else ())})
         entries.update({entry["file_id"]: entry for entry in waiting.heard.media})
     return list(entries.values())
+
+
+async def turn_weight(app: App, turn: Turn) -> int:
+    """Bytes of the files that come with a turn, as far as Telegram says; where it does not, the most there can be."""
+    return sum(entry.get("file_size", MAX_DOWNLOAD) for entry in await turn_entries(app, turn))
 
 
 async def load_media(app: App, entry: Mapping[str, Any], left: int) -> tuple[Media | None, str]:
@@ -12417,9 +12413,10 @@ async def think(app: App, turn: Turn, who: Who) -> Answer:
     task = asyncio.current_task()
     assert task
     generation = Generation(who, task)
-    heavy = app.heavy if turn_weight(turn) > HEAVY_BYTES else contextlib.nullcontext()
+    heavy = app.heavy if await turn_weight(app, turn) > HEAVY_BYTES else contextlib.nullcontext()
     # the place among the updates is given up while a model thinks: others are answered meanwhile
-    async with stepped_out(), app.llm.slots["chat"], heavy:
+    # heavy first: large files that wait for each other must not hold the places of light talk
+    async with stepped_out(), heavy, app.llm.slots["chat"]:
         ask = await build_ask(app, turn, who)
         while outdated(app, who.chat_id):  # somebody was forgotten while it was being built
             began.set(app.forgettings)

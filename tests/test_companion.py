@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -657,6 +658,58 @@ async def test_the_files_of_a_turn_together_are_bounded(
     await later(0.5)
     assert [media.data for media in model.asks[0].said[-1].media] == [b"123456", b"xyz"]
     assert len(okun.wire.downloads) == 2 and "[photo: larger than 20 MB]" in model.heard
+
+
+@pytest.fixture
+async def both_heavy(okun: Okun) -> AsyncIterator[asyncio.Semaphore]:
+    """Two large files are at work elsewhere until the test lets one of them go."""
+    for _ in range(2):
+        await okun.app.heavy.acquire()
+    yield okun.app.heavy
+    okun.app.heavy.release()
+
+
+@settings(max_parallel_llm=1)
+async def test_a_large_file_that_waits_for_its_turn_holds_up_no_light_talk(
+    okun: Okun, chat: Room, both_heavy: asyncio.Semaphore
+) -> None:
+    assert await chat.send("video", b"x", size=5 * MEGABYTE) == []
+    assert len(await okun.private("Borys").say("hi")) == 1
+    both_heavy.release()
+    await okun.settle()
+    assert len(chat.replies) == 1
+
+
+async def test_a_large_file_of_another_chat_waits_for_its_turn(
+    okun: Okun, chat: Room, both_heavy: asyncio.Semaphore
+) -> None:
+    stored = okun.telegram.store_file("video", b"far", size=5 * MEGABYTE)
+    external = {"origin": {"type": "channel", "chat": {"id": -5, "title": "News"}}, "video": stored.card}
+    assert await chat.say("and this?", external_reply=external) == [] and okun.wire.downloads == []
+    both_heavy.release()
+    await okun.settle()
+    assert len(chat.replies) == 1
+
+
+async def test_a_large_part_of_an_album_nobody_addressed_waits_for_its_turn(
+    okun: Okun, group: Room, both_heavy: asyncio.Semaphore, later: Later
+) -> None:
+    group.put("video", b"x", size=5 * MEGABYTE, media_group_id="7")
+    await okun.take()
+    group.put("photo", b"small", "okun, look", media_group_id="7")
+    await okun.take()
+    await later(1)
+    assert okun.wire.downloads == []
+    both_heavy.release()
+    await okun.settle()
+    assert len(group.replies) == 1 and len(okun.wire.downloads) == 2
+
+
+async def test_a_file_of_unknown_size_may_be_large(okun: Okun, chat: Room, both_heavy: asyncio.Semaphore) -> None:
+    assert await chat.send("video", b"x", size=0) == [] and okun.wire.downloads == []
+    both_heavy.release()
+    await okun.settle()
+    assert len(chat.replies) == 1
 
 
 async def test_a_file_that_cannot_be_fetched_is_noted(okun: Okun, chat: Room, model: Script) -> None:
