@@ -11032,7 +11032,8 @@ async def groups_lost(app: App, owner: int, persona_id: int) -> list[int]:
         if chat_id < 0 and chat_id != owner:
             try:
                 rules = await is_admin(app, Who(chat_id, 0, owner, "", private=False))
-            except (TelegramAPIError, ChatGone):
+            # any other fault says nothing of who rules: the update is tried again when Telegram answers
+            except ChatGone:
                 rules = False
             if not rules:
                 lost.append(chat_id)

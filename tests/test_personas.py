@@ -706,6 +706,24 @@ async def test_what_a_former_administrator_changes_takes_the_persona_from_the_gr
     assert "A dog." in model.asks[-1].system
 
 
+async def test_an_outage_takes_a_persona_from_no_group(
+    okun: Okun, chat: Room, group: Room, model: Script, later: Later
+) -> None:
+    okun.telegram.member(group.chat, okun.person("Anna"), "administrator")
+    await group.say("hi")
+    persona_id = await make(chat, description="A dog.")
+    await change(chat, persona_id, description="A cat.")
+    await group.say("/persona captain cat")
+    await later(61)
+    [panel] = await chat.say("/personas")
+    okun.telegram.fault("500", "getChatMember", times=30)
+    okun.telegram._pressed(okun.person("Anna"), panel.raw, f"d1:{ANNA}:proll:{persona_id}.1")
+    await okun.take()
+    await later(600)
+    await group.say("okun, hi", by="Borys")
+    assert "A dog." in model.asks[-1].system  # saved when Telegram knew who rules
+
+
 async def test_two_admins_at_once_leave_one_persona_that_both_see(okun: Okun, group: Room, model: Script) -> None:
     okun.telegram.member(group.chat, okun.person("Anna"), "administrator")
     persona_id = await make(group, description="A cat who sails.")
