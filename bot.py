@@ -13369,9 +13369,11 @@ async def set_reminder(app: App, who: Who, due_at: float, text: str) -> str:
         raise BotError("reminder.past")
     if due_at - now > MAX_AHEAD_S:
         raise BotError("reminder.far")
-    if len(await reminders_of(app.db.reader, who.user_id)) >= MAX_REMINDERS:
-        raise BotError("reminder.many", count=MAX_REMINDERS)
     row = (who.chat_id, who.thread_id, who.user_id, who.message_id, text or "⏰", int(due_at))
+    # a model may set many in one turn, of which none is stored before its end
+    unstored = {one for one in (changes.get() or {}).get(PUT_REMINDER, ()) if one[2] == who.user_id} - {row}
+    if len(await reminders_of(app.db.reader, who.user_id)) + len(unstored) >= MAX_REMINDERS:
+        raise BotError("reminder.many", count=MAX_REMINDERS)
     await remember(app, PUT_REMINDER, row)
     app.profiles.forget_all(who.user_id)
     return due_words(app, who.lang, due_at)

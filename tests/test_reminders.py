@@ -1288,6 +1288,22 @@ async def test_the_model_cannot_set_more_than_fifty_either(okun: Okun, chat: Roo
     assert reply.text == f"Tool: error: {okun.t('reminder.many', count=50)}"
 
 
+async def test_nor_can_it_with_many_calls_in_one_turn(okun: Okun, chat: Room, model: Script) -> None:
+    await chat.say("hello")
+    many = [(chat.id, 0, ANNA, None, f"wish {n}", int(DUE) + n) for n in range(45)]
+    await okun.app.db.write({bot.PUT_REMINDER: many})
+
+    def say(ask: bot.Ask) -> str | bot.Answer:
+        done = sum(len(said.results) for said in ask.said)
+        wishes = [{"text": f"fish {n}", "at": "2026-05-14T09:00"} for n in range(done, done + 4)]
+        calls = tuple(bot.Call("set_reminder", wish) for wish in wishes)
+        return bot.Answer("", calls=calls) if done < 12 else str([result.text for result in ask.said[-1].results])
+
+    model.says = say
+    [reply] = await chat.say("the fish!")
+    assert len(kept(okun)) == 50 and okun.t("reminder.many", count=50) in reply.text
+
+
 async def test_the_tool_needs_no_talk_around_it(okun: Okun, chat: Room) -> None:
     await chat.say("hello")
     who = bot.Who(chat.id, 0, ANNA, "en", private=True)
