@@ -15081,7 +15081,10 @@ async def send_original(app: App, who: Who, picture: Drawn) -> None:
     else:
         caption = app.texts(who.lang, "draw.file.copy")
         # a photo's id makes no document, https://core.telegram.org/bots/api#sending-files
-        document = BufferedInputFile(await fetch_file(app.bot, picture.file_id), f"okun-{picture.id}-telegram.jpg")
+        # a download must not hold a place among the updates
+        async with stepped_out():
+            data = await fetch_file(app.bot, picture.file_id)
+        document = BufferedInputFile(data, f"okun-{picture.id}-telegram.jpg")
     options = aside(who.thread_id, who.message_id)
     try:
         sent = await app.bot(DrawnFile(chat_id=who.chat_id, document=document, caption=caption, **options))
@@ -15098,10 +15101,12 @@ async def send_original(app: App, who: Who, picture: Drawn) -> None:
 
 async def describe(app: App, who: Who, files: Sequence[str]) -> str:
     """A prompt for photos, by a model that sees. Raises BotError."""
-    seen = tuple([await reference(app, file_id) for file_id in files[:LOOKED_AT]])
     system = LOOK_PROMPT.format(language=LANGUAGE_NAMES[who.lang])
-    async with stepped_out(), app.llm.slots["chat"]:
-        answer = await app.llm.chat(Ask(system, (Said("user", "Describe it.", seen),), who.chat_id, who.user_id))
+    # photos wait for each other and for Telegram: that must not hold a place among the updates
+    async with stepped_out():
+        seen = tuple([await reference(app, file_id) for file_id in files[:LOOKED_AT]])
+        async with app.llm.slots["chat"]:
+            answer = await app.llm.chat(Ask(system, (Said("user", "Describe it.", seen),), who.chat_id, who.user_id))
     return checked_prompt(as_one(answer.text)[:MOST_PROMPT])
 
 

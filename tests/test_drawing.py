@@ -441,6 +441,21 @@ async def test_a_photo_is_described_and_that_is_drawn(okun: Okun, chat: Room, mo
     assert model.wishes[0].prompt.startswith("A red thing") and model.wishes[0].references == ()
 
 
+@settings(max_parallel_updates=1)
+async def test_a_photo_that_waits_to_be_looked_at_holds_up_nobody(okun: Okun, chat: Room, model: Script) -> None:
+    model.says = lambda ask: "a perch"
+    await chat.say("/draw")
+    await chat.send("photo", still(210))
+    for _ in range(2):  # large files of others
+        await okun.app.heavy.acquire()
+    await chat.press(okun.t("draw.button.look"))
+    assert len(await okun.private("Borys").say("/help")) == 1 and model.asks == []
+    for _ in range(2):
+        okun.app.heavy.release()
+    await okun.settle()
+    assert len(model.asks) == 1
+
+
 @settings(replies_per_hour=1)
 async def test_to_describe_a_photo_counts_as_talk(okun: Okun, chat: Room, model: Script) -> None:
     model.says = lambda ask: "a perch"
@@ -1023,6 +1038,18 @@ async def test_the_original_is_sent_as_a_file_and_then_by_its_id(okun: Okun, cha
     await okun.restart()
     [again] = (await chat.press(okun.t("draw.button.file"), message=picture)).replies
     assert again.raw["document"]["file_id"] == file_id and okun.wire.downloads == []
+
+
+@settings(max_parallel_updates=1)
+async def test_a_copy_that_is_being_fetched_holds_up_nobody(okun: Okun, chat: Room) -> None:
+    picture = await draw(chat)
+    await okun.restart()
+    fetching = okun.wire.hold("getFile")
+    assert (await chat.press(okun.t("draw.button.file"), message=picture)).replies == []
+    assert len(await okun.private("Borys").say("/help")) == 1
+    fetching.set()
+    await okun.settle()
+    assert chat.replies[-1].text == okun.t("draw.file.copy")
 
 
 async def test_after_a_restart_the_file_is_telegrams_copy_and_says_so(okun: Okun, chat: Room) -> None:
