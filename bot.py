@@ -23422,7 +23422,7 @@ async def send_cast(app: App, cast: Cast) -> None:
                 cast = await cast_to(app, cast, chat_id)
                 # note_cast tells it: no query of its own for each chat
                 if cast.state != "running":
-                    await report_cast(app, cast, "stopped")
+                    await report_stopped(app, cast)
                     return
     except BotError:  # the message itself is gone
         await end_cast(app, cast, "lost", "cancelled")
@@ -23534,6 +23534,21 @@ async def report_cast(app: App, cast: Cast, key: str) -> None:
             # a new message instead of an edit, which rings no bell
             await unshow(app, cast.user_id, row["panel_id"])
         await say(app.bot, cast.user_id, f"{head}\n{counts}")
+
+
+async def report_stopped(app: App, cast: Cast) -> None:
+    """Report a broadcast that was called off. It runs no more, so nothing would come back to it: Telegram is waited for
+    here, for an hour at most."""
+    until = app.clock.monotonic() + HOUR_S
+    for attempt in itertools.count(1):
+        try:
+            await report_cast(app, cast, "stopped")
+            return
+        except (TelegramNetworkError, TelegramServerError, TelegramUnauthorizedError, TelegramRetryAfter) as error:
+            if app.clock.monotonic() >= until:
+                raise
+            log.warning("report waits: %s", error, extra={"attempt": attempt})
+            await app.clock.sleep(backoff(app.dice, attempt, 5.0, 60.0))
 
 
 @cleanup("broadcasts")

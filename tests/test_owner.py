@@ -914,6 +914,26 @@ async def test_progress_is_shown_in_one_message(okun: Okun, owner: Room, casting
     assert okun.t("broadcast.counts", sent=casting.state[2], gone=0, failed=0) in owner.replies[-1].text
 
 
+async def test_the_report_of_a_stopped_broadcast_waits_for_telegram(
+    okun: Okun, owner: Room, casting: Casting, later: Later
+) -> None:
+    casting.run()
+    await fill(okun, people=10)
+    await casting.draft()
+    sending = okun.wire.hold("copyMessage", after=4)
+    await casting.begin()
+    await later(5)
+    await owner.press(okun.t("broadcast.button.stop"))
+    okun.wire.down = True
+    sending.set()
+    await later(1800)
+    okun.wire.down = False
+    await later(300)
+    counts = okun.t("broadcast.counts", sent=casting.state[2], gone=0, failed=0)
+    reports = [reply for reply in owner.replies if counts in reply.text and not reply.buttons]
+    assert casting.state[0] == "cancelled" and len(reports) == 1
+
+
 @settings(admin_ids=OWNERS)
 async def test_one_broadcast_at_a_time(okun: Okun, owner: Room, casting: Casting, later: Later) -> None:
     other = Casting(okun, okun.private("Olena"))
