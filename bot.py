@@ -3877,7 +3877,7 @@ REMEDIES = {
     "words":      Remedy(again=1),                                      # text where a picture was wanted
     "untimed":    Remedy(),                                             # speech without times where they were wanted
     "request":    Remedy(),                                             # 400: another model may take it
-    "wording":    Remedy(again=1),                                      # 400: it wants a parameter by another name
+    "wording":    Remedy(again=2),                                      # 400: it wants a parameter by another name
     "blocked":    Remedy(final=True),                                   # safety: another model would say the same
     "budget":     Remedy(),                                             # ours, of the day: only free models are asked
 }  # fmt: skip
@@ -4213,7 +4213,8 @@ class Gemini:
             if answer.status != 200:
                 problem = await answer.text(errors="replace")
                 # noted for this life: the same question goes again without tools, and later ones at once
-                if answer.status == 400 and ask.tools and TOOLLESS.search(problem) and model not in self._toolless:
+                asked = isinstance(body, Mapping) and "tools" in body
+                if answer.status == 400 and asked and TOOLLESS.search(problem):
                     self._toolless.add(model)
                     raise LlmFault("wording", "no tools")
                 raise gemini_fault(answer.status, problem)
@@ -4627,7 +4628,8 @@ class OpenAi:
 
     def _refused(self, model: str, problem: str, body: Mapping[str, Any]) -> str | None:
         """The parameter that a 400 is about, if the next request can do without it."""
-        if "max_completion_tokens" in problem and self._limit == "max_tokens":
+        # by what was sent, here and below: another question may have been told so meanwhile
+        if "max_completion_tokens" in problem and "max_tokens" in body:
             self._limit = "max_completion_tokens"
             return self._limit
         for name, sign in (("response_format", "response_format|json_schema"), ("tools", "tool|function")):

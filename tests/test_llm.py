@@ -966,6 +966,15 @@ async def test_a_model_that_has_no_tools_is_asked_again_without_once(
     assert "tools" in gemini.requests[-1].body  # of the other model nothing was said
 
 
+async def test_questions_that_were_asked_with_tools_at_once_are_all_asked_again_without(
+    make: Make, gemini: FakeGemini
+) -> None:
+    llm = make(GEMINI_MODEL=BEST)
+    gemini.lacks[BEST] = {"tools": "This model does not support function calling."}
+    await asyncio.gather(llm.chat(asking()), llm.chat(asking()))
+    assert sorted(outcomes()) == [(BEST, "ok"), (BEST, "ok"), (BEST, "wording"), (BEST, "wording")]
+
+
 async def test_another_fault_does_not_take_the_tools_away(make: Make, gemini: FakeGemini) -> None:
     llm = make(GEMINI_MODEL=BEST)
     gemini.fault("400", text="Invalid value at 'contents[0]'")
@@ -1095,6 +1104,23 @@ async def test_its_word_for_the_limit_is_learned_from_a_refusal(openai: bot.Llm,
     await openai.chat(question())
     assert outcomes() == [("gpt-fish", "wording"), ("gpt-fish", "ok")]
     assert gemini.requests[-1].body["max_completion_tokens"] == 2048 and "max_tokens" not in gemini.requests[-1].body
+
+
+async def test_questions_at_once_all_learn_its_word_for_the_limit(openai: bot.Llm, gemini: FakeGemini) -> None:
+    gemini.lacks["gpt-fish"] = {"max_tokens": "Unsupported parameter: use 'max_completion_tokens' instead."}
+    await asyncio.gather(openai.chat(question()), openai.chat(question()))
+    assert [kind for _, kind in sorted(outcomes())] == ["ok", "ok", "wording", "wording"]
+
+
+@pytest.mark.parametrize(("field", "words", "more"), REFUSALS)
+async def test_a_server_may_refuse_two_things_one_after_the_other(
+    openai: bot.Llm, gemini: FakeGemini, field: str, words: str, more: dict[str, Any]
+) -> None:
+    limit = {"max_tokens": "Unsupported parameter: use 'max_completion_tokens' instead."}
+    gemini.lacks["gpt-fish"] = {**limit, field: words}
+    more = {"schema": SCHEMA} if "schema" in more else more
+    await openai.chat(dataclasses.replace(question(), **more))
+    assert [kind for _, kind in outcomes()] == ["wording", "wording", "ok"]
 
 
 # -- answers as JSON
