@@ -548,7 +548,7 @@ class Fault(NamedTuple):
 def read_settings(environ: Mapping[str, str], dotenv: Mapping[str, str | None]) -> tuple[Settings | None, list[Fault]]:
     """Read every setting; the environment goes before .env. Returns (settings or None, all faults)."""
     faults = [unknown_name(name) for name in dotenv if name not in SETTINGS and name not in ALIASES]
-    given = {ALIASES.get(name, name): value for source in (dotenv, environ) for name, value in source.items()}
+    given = {**without_aliases(dotenv), **without_aliases(environ)}
     if dotenv.get("LANGUAGE") and re.search("[_:.]", given["LANGUAGE"] or ""):  # gettext's, not meant for us
         given["LANGUAGE"] = dotenv["LANGUAGE"]
     values: dict[str, Any] = {}
@@ -561,6 +561,16 @@ def read_settings(environ: Mapping[str, str], dotenv: Mapping[str, str | None]) 
         except SettingFault as fault:
             faults.append(Fault(name, fault.key, {**fault.fields, "value": mask(name, value)}))
     return (None, faults) if faults else (Settings(**values), [])
+
+
+def without_aliases(source: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Each value under the setting's own name. An alias counts where that is not filled in, wherever they stand."""
+    given = dict(source)
+    for alias, name in ALIASES.items():
+        value = (given.pop(alias, None) or "").strip()
+        if value and not (given.get(name) or "").strip():
+            given[name] = value
+    return given
 
 
 def unknown_name(name: str) -> Fault:

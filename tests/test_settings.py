@@ -174,6 +174,20 @@ def test_the_environments_alias_goes_before_the_files_name() -> None:
     assert read({"ADMIN_ID": "7"}, ADMIN_IDS="8").admin_ids == {8}
 
 
+@pytest.mark.parametrize("empty", ["", " ", None])
+def test_the_line_of_the_two_that_is_filled_in_counts_in_whatever_order_they_stand(empty: str | None) -> None:
+    lines = [("ADMIN_IDS", "5"), ("ADMIN_ID", empty)]
+    assert read(dict(lines)).admin_ids == read(dict(reversed(lines))).admin_ids == {5}
+    lines = [("ADMIN_IDS", empty), ("ADMIN_ID", "5")]
+    assert read(dict(lines)).admin_ids == read(dict(reversed(lines))).admin_ids == {5}
+    assert read({"ADMIN_IDS": "5"}, ADMIN_ID="").admin_ids == {5}
+
+
+def test_of_both_lines_filled_in_the_plural_counts() -> None:
+    lines = [("ADMIN_IDS", "5, 6"), ("ADMIN_ID", "7")]
+    assert read(dict(lines)).admin_ids == read(dict(reversed(lines))).admin_ids == {5, 6}
+
+
 @pytest.mark.parametrize("value", ["", "  ", None])
 def test_an_empty_value_means_the_default(value: str | None) -> None:
     settings = read({"WEB_PORT": value, "LANGUAGE": value, "GEMINI_MODEL": value})
