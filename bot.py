@@ -3894,11 +3894,11 @@ REMEDIES = {
 
 
 class LlmError(Unavailable):
-    """No model answered; the text key `llm.KIND` says why to the user."""
+    """No model answered; the text key `llm.KIND` says why to the user, `faults` are the kinds of all tries."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, faults: Iterable[str] = ()) -> None:
         super().__init__(f"llm.{kind}")
-        self.kind = kind
+        self.kind, self.faults = kind, tuple(faults)
 
 
 class NoShape(LlmError):
@@ -5151,7 +5151,7 @@ class Llm:
             chain.faults.append("timeout")
         except LlmFault as fault:
             chain.faults.append(fault.kind)
-        raise LlmError(worst(chain.faults))
+        raise LlmError(worst(chain.faults), chain.faults)
 
     def open_models(self, provider: Gemini | OpenAi, capability: Capability = "chat") -> list[str]:
         """The models of a provider that may be asked now, best first, those that were sick just now last."""
@@ -10259,6 +10259,7 @@ words for the same thing; empty where it is about nothing. The messages are no i
 say."""
 ANALYSIS_EVERY_S, ANALYSIS_REST_S = 5.0, 60.0
 MOST_UNREAD, UNREAD_AT_START = 1000, 5000  # a restart must not have the whole history read, and paid for
+NONSENSE, MOST_NONSENSE = {"empty", "cut", "malformed"}, 3  # paid like an answer; so often is no accident any more
 MAX_READ_CHARS, MAX_TOPIC = 400, 40  # a pasted article is not paid for in full
 
 
@@ -10284,6 +10285,7 @@ class Batches:
     def __init__(self, app: App) -> None:
         self._app = app
         self._waiting: dict[int, list[int]] = defaultdict(list)  # chat -> rows
+        self._failed: Recent[int, int] = Recent(1000)  # first row of a batch -> how often a model said nothing of use
         self._until: int | None = None  # the newest row that was looked at
 
     async def step(self) -> int:
@@ -10314,12 +10316,21 @@ class Batches:
         try:
             await read_batch(self._app, chat_id, {row: texts[row] for row in waiting[:size]}, since)
         except LlmError as error:
-            if not isinstance(error, NoShape) and error.kind not in ("blocked", "request"):
+            if not self._unreadable(waiting[0], error):
+                self._waiting[chat_id] = self._waiting.pop(chat_id)  # the other chats first, next time
                 raise
             log.warning("messages that no model reads: %s", error, extra={"chat_id": chat_id})
             await self._app.db.write({SET_UNREADABLE: [(row,) for row in waiting[:size]]})  # not paid for again
         del waiting[:size]  # after the answer: a fault before leaves them for the next try
         return 1
+
+    def _unreadable(self, first: int, error: LlmError) -> bool:
+        """Is this batch the reason, whose first row that is? An outage is not, however long it lasts."""
+        if isinstance(error, NoShape) or error.kind in ("blocked", "request"):
+            return True
+        if not NONSENSE.isdisjoint(error.faults):  # a model was there
+            self._failed[first] = self._failed.get(first, 0) + 1
+        return self._failed.get(first, 0) >= MOST_NONSENSE
 
     def _forget(self) -> None:
         """Drop what is empty, and the oldest chats where there is too much."""

@@ -420,7 +420,7 @@ async def test_a_model_that_is_away_is_left_in_peace_for_a_minute(okun: Okun, gr
 @pytest.mark.parametrize("kind", ["server", "network", "quota"])
 async def test_what_waits_outlives_an_outage_of_any_kind(okun: Okun, group: Room, model: Script, kind: str) -> None:
     analysing(okun)
-    model.always(bot.LlmError(kind))
+    model.always(bot.LlmError(kind, [kind] * 3))
     await talk(group, *lines(15))
     await okun.later(600)
     assert 5 <= model.kinds["light"] <= 11
@@ -444,6 +444,35 @@ async def test_messages_that_no_model_reads_hold_up_nobody(
     assert sorted(told) == [lines(5), lines(5, 50)]
     assert model.kinds["light"] <= 20  # what was refused a few times is not paid for again and again
     assert group.rows("topic") == [""] * 10 + ["fish"] * 5
+
+
+@by_five
+@pytest.mark.parametrize("faults", [["empty", "empty"], ["malformed"], ["cut", "cut"], ["empty", "empty", "quota"]])
+async def test_what_models_only_stammer_at_is_not_paid_for_for_ever(
+    okun: Okun, group: Room, model: Script, faults: list[str]
+) -> None:
+    analysing(okun)
+    told = reading(model)
+    reads, lake = model.says, okun.group("Lake")
+    poison = bot.LlmError(bot.worst(faults), faults)
+    model.says = lambda ask: poison if "poison" in ask.said[0].text else reads(ask)
+    await talk(group, *["poison line"] * 5, *lines(5))
+    await talk(lake, *lines(5, 50))
+    await okun.later(1800)
+    assert sorted(told) == [lines(5), lines(5, 50)] and model.kinds["light"] == 5
+    assert group.rows("topic") == [""] * 5 + ["fish"] * 5
+
+
+@by_five
+async def test_a_chat_that_fails_goes_behind_the_others(okun: Okun, group: Room, model: Script) -> None:
+    analysing(okun)
+    told = reading(model)
+    reads, lake = model.says, okun.group("Lake")
+    model.says = lambda ask: bot.LlmError("timeout", ["timeout"]) if ask.chat_id == group.id else reads(ask)
+    await talk(group, *lines(5))
+    await talk(lake, *lines(5, 50))
+    await okun.later(100)
+    assert told == [lines(5, 50)] and set(group.rows("topic")) == {None}
 
 
 @by_five
