@@ -3539,7 +3539,13 @@ def repeats(kind: Kind, error: TelegramAPIError, broken: float) -> bool:
 
 
 def moved(method: TelegramMethod[Any], chat_id: int) -> TelegramMethod[Any]:
-    """The same call for the supergroup that a group became; message ids of the old one mean nothing there."""
+    """The same call for the supergroup that a group became; message ids of the old one mean nothing there.
+
+    Raises TelegramBadRequest, as Telegram does for a message that is gone, where the call is about one of these.
+    """
+    # the id may be that of another message there, which an administrator could even delete; of a copy it is elsewhere
+    if getattr(method, "message_id", None) and not isinstance(method, Copy):
+        raise TelegramBadRequest(method=method, message="MESSAGE_ID_INVALID: it stayed in the group that moved")
     changes: dict[str, Any] = {"chat_id": chat_id}
     if getattr(method, "reply_parameters", None):  # Telegram would refuse a reply to a message that is not there
         changes["reply_parameters"] = None
@@ -6871,6 +6877,7 @@ async def chat_migrated(app: App, old_id: int, new_id: int) -> None:
         await tx.run("UPDATE reminders SET message_id = NULL WHERE chat_id = ?", old_id)
         await tx.run("UPDATE jobs SET message_id = NULL, panel_id = NULL WHERE chat_id = ?", old_id)
         await tx.run("DELETE FROM shows WHERE chat_id = ?", old_id)
+        await tx.run("UPDATE forms SET message_id = NULL WHERE chat_id = ?", old_id)
         # no foreign key there, so that nothing cascades
         await tx.run("UPDATE analysis_cache SET chat_id = ? WHERE chat_id = ?", new_id, old_id)
         if known:

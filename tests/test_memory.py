@@ -392,6 +392,17 @@ async def test_migration_takes_history_settings_and_resets_along(okun: Okun, lat
     assert (kind, quiet) == ("supergroup", int(NOON) + 7200)
 
 
+async def test_after_migration_no_form_knows_a_message_of_the_old_group(okun: Okun) -> None:
+    group = okun.group(kind="group")
+    await group.say("okun, before", by="Anna")
+    who = bot.Who(group.id, 0, ANNA, "en", private=False)
+    await bot.put_form(okun.app, who, bot.Form("draw", {}, "prompt", 77))
+    new = Room(okun, okun.telegram.migrate(group.chat))
+    await okun.take()
+    await okun.restart()
+    assert okun.app.forms[new.id, ANNA, "draw"].message_id is None  # there it would be somebody else's
+
+
 async def test_migration_also_where_the_new_group_spoke_first(okun: Okun) -> None:
     group = okun.group(kind="group")
     await group.say("before")

@@ -27,7 +27,16 @@ from aiogram.exceptions import (
     TelegramServerError,
     TelegramUnauthorizedError,
 )
-from aiogram.methods import GetFile, GetMe, SendChatAction, SendMediaGroup, SendPhoto, SetMyCommands
+from aiogram.methods import (
+    DeleteMessage,
+    GetFile,
+    GetMe,
+    SendChatAction,
+    SendMediaGroup,
+    SendPhoto,
+    SetMessageReaction,
+    SetMyCommands,
+)
 from aiogram.types import (
     BotCommand,
     BotCommandScopeChat,
@@ -36,6 +45,7 @@ from aiogram.types import (
     InlineKeyboardMarkup,
     InputMediaDocument,
     Message,
+    ReactionTypeEmoji,
 )
 from fakes import FakeTelegram, Reply, Request, Server, response
 
@@ -500,6 +510,39 @@ async def test_a_group_that_moved_gets_its_message_in_the_new_place(
     assert moves == [(old.id, new.id)]
     assert "reply_to_message" not in telegram.sent(new)[0]
     assert telegram.tries == 3  # the second one knew the way
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_what_moved_touches_no_message_that_happens_to_have_the_same_number(
+    api: Bot, gate: bot.Gate, telegram: Counting, known: bool
+) -> None:
+    old = telegram.group("Pond", kind="group")
+    new = telegram.migrate(old)
+    new.bot_status = "administrator"  # who may delete what others said
+    theirs = telegram._store(new, {"from": telegram.users[ANNA], "text": "mine"})["message_id"]
+    ours = await bot.say(api, new.id, "ours")
+    assert ours
+    if known:
+        await bot.say(api, old.id, "this found the way")
+    before = {id_: dict(message) for id_, message in new.messages.items()}
+    await bot.edit(api, old.id, ours, "something else")  # gone, which is no error
+    methods: list[Any] = [
+        DeleteMessage(chat_id=old.id, message_id=theirs),
+        bot.Frame(chat_id=old.id, message_id=ours, text="a frame"),
+        SetMessageReaction(chat_id=old.id, message_id=theirs, reaction=[ReactionTypeEmoji(emoji="👍")]),
+    ]
+    for method in methods:
+        with pytest.raises(TelegramBadRequest, match="MESSAGE_ID_INVALID"):
+            await api(method)
+    assert new.messages == before and not telegram.called("setMessageReaction")
+
+
+async def test_a_copy_into_a_group_that_moved_arrives(api: Bot, telegram: Counting) -> None:
+    mine = telegram._store(telegram.private(telegram.users[ANNA]), {"from": telegram.users[ANNA], "text": "news"})
+    old = telegram.group("Pond", kind="group")
+    new = telegram.migrate(old)
+    await api(bot.Copy(chat_id=old.id, from_chat_id=ANNA, message_id=mine["message_id"]))
+    assert [message["text"] for message in telegram.sent(new)] == ["news"]
 
 
 async def test_a_group_that_never_arrives_is_an_error(api: Bot, telegram: Counting) -> None:
