@@ -5618,7 +5618,7 @@ class App:
 
     def _make_caches(self, monotonic: Callable[[], float]) -> None:
         self.chats: Cache[int, ChatSettings] = Cache(5000, 600, monotonic)
-        self.langs: Cache[int, str] = Cache(20_000, 3600, monotonic)
+        self.langs: Cache[int, str | None] = Cache(20_000, 3600, monotonic)
         self.resets: Cache[tuple[int, int], int] = Cache(5000, 3600, monotonic)
         self.matches: Cache[tuple[int, tuple[str, ...]], Sequence[int]] = Cache(5000, 60, monotonic)
         self.common: Cache[tuple[int, tuple[str, ...]], Sequence[int]] = Cache(1500, 3600, monotonic)
@@ -5882,14 +5882,14 @@ async def load_chat(app: App, chat_id: int) -> ChatSettings:
 
 async def lang_of(app: App, user_id: int, code: str | None = None) -> str:
     """The language chosen by a user, else Telegram's for them (`code`: as the update says), else LANGUAGE."""
-    if known := app.langs.peek(user_id):
-        return known
-    row = await app.db.reader.one("SELECT lang, language_code FROM users WHERE user_id = ?", user_id)
-    if row is None:  # not heard yet: nothing to keep
-        return pick_lang(code, app.settings.language)
-    lang = row["lang"] or pick_lang(code or row["language_code"], app.settings.language)
-    app.langs.put(user_id, lang)
-    return lang
+
+    async def load() -> str | None:
+        row = await app.db.reader.one("SELECT lang, language_code FROM users WHERE user_id = ?", user_id)
+        if row is None:  # not heard yet: nothing to keep
+            return None
+        return row["lang"] or pick_lang(code or row["language_code"], app.settings.language)
+
+    return await app.langs.get(user_id, load) or pick_lang(code, app.settings.language)
 
 
 def error_text(app: App, lang: str, error: BotError) -> str:

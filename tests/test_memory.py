@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -375,6 +376,27 @@ async def test_a_reset_outlives_a_restart(okun: Okun, chat: Room) -> None:
 
 
 # -- a group becomes a supergroup
+
+
+async def test_a_language_chosen_while_the_old_one_is_read_is_the_one_that_stays(
+    okun: Okun, chat: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await chat.say("hello")
+    read, read_out = okun.app.db.reader.one, asyncio.Event()
+
+    async def slowly(sql: str, *args: Any) -> Any:
+        row = await read(sql, *args)
+        await read_out.wait()
+        return row
+
+    monkeypatch.setattr(okun.app.db.reader, "one", slowly)
+    okun.app.langs.clear()
+    asked = [asyncio.create_task(bot.lang_of(okun.app, ANNA)) for _ in range(2)]
+    await okun.settle()
+    await bot.set_lang(okun.app, ANNA, "ru")
+    read_out.set()
+    await asyncio.gather(*asked)
+    assert await bot.lang_of(okun.app, ANNA) == "ru"
 
 
 async def test_migration_takes_history_settings_and_resets_along(okun: Okun, later: Later) -> None:
