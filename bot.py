@@ -9385,12 +9385,12 @@ async def write_export(app: App, user_id: int, path: Path) -> list[Path]:
     """All that is stored of a person, as JSON files of 45 MB at most; in their private chat the bot's words, too."""
     head = await export_head(app, user_id)
     paths: list[Path] = []
-    file, size, among, begun = next_export(path, paths, head, None), 0, "messages", False
+    (file, size), among, begun = next_export(path, paths, head, None), "messages", False
     try:
         # written as it is read: a hundred thousand messages would fill the memory
         async for name, line in exported(app, user_id):
             if size > MAX_EXPORT_BYTES:
-                file, size, among, begun = next_export(path, paths, head, file), 0, "messages", False
+                (file, size), among, begun = next_export(path, paths, head, file), "messages", False
             if name != among:
                 file.write(f'\n],"{name}":[')
                 among, begun = name, False
@@ -9403,16 +9403,18 @@ async def write_export(app: App, user_id: int, path: Path) -> list[Path]:
     return paths
 
 
-def next_export(path: Path, paths: list[Path], head: Mapping[str, Any], former: IO[str] | None) -> IO[str]:
-    """Close the file before and begin the next one, up to its list of messages."""
+def next_export(path: Path, paths: list[Path], head: Mapping[str, Any], former: IO[str] | None) -> tuple[IO[str], int]:
+    """Close the file before and begin the next one, up to its list of messages; with the bytes of that beginning."""
     if former:
         former.write("\n]}\n")
         former.close()
     paths.append(path / f"okun-{len(paths) + 1}.json")
     file = open(paths[-1], "w", encoding="utf-8")  # noqa: SIM115 - closed by write_export
+    # transcripts may make megabytes of it: later files only tell whose they are
+    begins = json_dumps(head if len(paths) == 1 else {"person": head["person"]})
     # without its closing brace: the lists go into the same object
-    file.write(json_dumps(head)[:-1] + ',"messages":[')
-    return file
+    file.write(begins[:-1] + ',"messages":[')
+    return file, len(begins.encode())
 
 
 def export_message(row: sqlite3.Row) -> dict[str, Any]:

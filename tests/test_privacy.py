@@ -1061,6 +1061,26 @@ async def test_a_large_export_comes_in_several_files(okun: Okun, chat: Room, mon
     assert max(sizes) < 2000 + 1500  # the head, and the line that went over
 
 
+async def test_what_is_no_message_is_in_one_file_of_an_export_and_counts(
+    okun: Okun, chat: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bot, "MAX_EXPORT_BYTES", 6000)
+    colours = ("red", "blue", "green", "yellow", "white", "black", "brown", "orange", "violet", "grey")
+    facts = [f"{colour} {'Ґ' * 140}" for colour in colours]
+    for fact in facts:
+        await chat.say(f"/remember {fact}")
+    for n in range(10):
+        chat.put("say", f"/nonsense {n}")
+    await okun.take()
+    await export(chat)
+    found = documents(okun, chat)
+    assert len(found) > 1 and all(part["person"]["user_id"] == ANNA for part in found)
+    assert [fact["text"] for part in found for fact in part.get("facts", ())] == facts
+    sizes = [len(okun.telegram.files[call.answer["result"]["document"]["file_id"]].data)
+             for call in okun.telegram.called("sendDocument")]  # fmt: skip
+    assert max(sizes) < 6000 + 1500
+
+
 async def test_an_export_of_nobody_known_is_a_document_all_the_same(okun: Okun, chat: Room) -> None:
     await chat.say("hi")
     await forget(chat, ALL)
