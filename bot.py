@@ -9104,9 +9104,12 @@ async def chats_of(db: Queries, user_id: int) -> list[int]:
         """SELECT chat_id FROM members WHERE user_id = ?
            UNION SELECT chat_id FROM facts WHERE user_id = ? UNION SELECT chat_id FROM reminders WHERE user_id = ?
            UNION SELECT chat_id FROM jobs WHERE user_id = ? UNION SELECT chat_id FROM pictures WHERE user_id = ?
+           UNION SELECT chat_id FROM forms WHERE user_id = ? UNION SELECT chat_id FROM tempers WHERE user_id = ?
+           UNION SELECT chat_id FROM hearings WHERE user_id = ? UNION SELECT chat_id FROM speeches WHERE user_id = ?
+           UNION SELECT chat_id FROM catches WHERE user_id = ? UNION SELECT chat_id FROM fishing_lines WHERE user_id = ?
            UNION SELECT chat_id FROM chats WHERE chat_id = ?""",
-        user_id, user_id, user_id, user_id, user_id, user_id,
-    )  # fmt: skip
+        *[user_id] * 12,
+    )
     return [row["chat_id"] for row in rows]
 
 

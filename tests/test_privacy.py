@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ANNA, NOON, TEXTS, Later, Okun, Reply, Room, Script, settings
+from conftest import ANNA, BORYS, NOON, TEXTS, Later, Okun, Reply, Room, Script, settings
 from fakes import Json
 
 import bot
@@ -1059,6 +1059,36 @@ async def test_a_large_export_comes_in_several_files(okun: Okun, chat: Room, mon
     sizes = [len(okun.telegram.files[call.answer["result"]["document"]["file_id"]].data)
              for call in okun.telegram.called("sendDocument")]  # fmt: skip
     assert max(sizes) < 2000 + 1500  # the head, and the line that went over
+
+
+async def test_whatever_table_knows_a_person_in_a_chat_the_chat_is_one_of_theirs(okun: Okun, group: Room) -> None:
+    """Somebody may have pressed buttons there and said nothing."""
+    await group.say("hi", by="Anna")
+    await okun.private("Borys").say("hi")
+    with contextlib.closing(sqlite3.connect(okun.path)) as database:
+        database.execute("PRAGMA ignore_check_constraints = ON")
+        for table in tables(database):
+            columns = {name: kind for _, name, kind, *_ in database.execute(f"PRAGMA table_info({table})")}
+            # what is said makes a member; a call of a model holds no words
+            if not {"chat_id", "user_id"} <= columns.keys() or table in ("messages", "member_hours", "llm_calls"):
+                continue
+            values = {name: 7 if kind in ("INTEGER", "REAL") else "x" for name, kind in columns.items()}
+            values |= {"chat_id": group.id, "user_id": BORYS}
+            marks = ", ".join("?" * len(values))
+            database.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+            database.commit()
+            assert set(await bot.chats_of(okun.app.db.reader, BORYS)) == {BORYS, group.id}, table
+            database.execute(f"DELETE FROM {table} WHERE user_id = ? AND chat_id = ?", (BORYS, group.id))
+            database.commit()
+
+
+async def test_a_form_filled_in_by_buttons_alone_is_forgotten_everywhere(okun: Okun, group: Room) -> None:
+    await group.say("hi", by="Anna")
+    borys = okun.private("Borys")
+    await borys.say("hi")
+    await bot.put_form(okun.app, bot.Who(group.id, 0, BORYS, "en", private=False), bot.Form("draw", {"style": "oil"}))
+    await bot.forget_person(okun.app, BORYS, await bot.chats_of(okun.app.db.reader, BORYS), everywhere=True)
+    assert okun.app.forms == {}
 
 
 async def test_what_is_no_message_is_in_one_file_of_an_export_and_counts(
