@@ -9014,7 +9014,6 @@ async def memory_delete_act(app: App, who: Who, owner: int, arg: str) -> Done:
     async with app.db.tx() as tx:
         gone = await delete_fact(tx, number_in(fact_id), owner)
     forget_facts_cached(app, owner)
-    app.profiles.forget_all(owner)
     return Done(app.texts(who.lang, "memory.deleted" if gone else "memory.gone"), "memory", page)
 
 
@@ -9970,7 +9969,6 @@ class Span(NamedTuple):
 
 PERIODS = {"24h": Span(24, 1), "7d": Span(168, 6), "30d": Span(720, 24)}
 LEAST_FELT = 10  # messages that a mood needs
-HOUR_S = 3600
 WEEK_HOURS = 168
 FORECAST_WEEKS = 8
 AHEAD_HOURS = 48
@@ -10458,8 +10456,11 @@ def emotion_words(app: App, lang: str, report: MoodReport) -> list[tuple[str, st
     return sorted(felt, key=lambda entry: -entry[2])
 
 
+NO_BREAK = "\u00a0"  # a line must not begin with the sign
+
+
 def percent(lang: str, share: float) -> str:
-    return f"{share * 100:.0f}{'' if lang == 'en' else ' '}%"
+    return f"{share * 100:.0f}{'' if lang == 'en' else NO_BREAK}%"
 
 
 def mood_facts(app: App, lang: str, report: MoodReport) -> list[str]:

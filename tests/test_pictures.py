@@ -224,7 +224,7 @@ def test_no_word_leaves_the_picture_or_runs_into_another(okun: Okun, ruled: list
         bot.draw_mood(okun.app, lang, "Щ" * 128, report(period, **given))
     for canvas in ruled:
         for text, left, right, y in canvas.written:
-            assert bot.drawable(text) == text, text
+            assert bot.drawable(text) == text.replace("\u00a0", " "), text
             assert left >= 0 and right <= canvas.width and 0 < y < canvas.height, (text, left, right, y)
         lines: dict[float, list[tuple[float, float, str]]] = {}
         for text, left, right, y in canvas.written:
@@ -279,7 +279,9 @@ def test_figures_stand_as_the_language_writes_them() -> None:
         assert {value: bot.sentiment_words(lang, value) for value in said} == {
             value: words.replace(".", ",") for value, words in said.items()
         }
-        assert [bot.percent(lang, share) for share in (0, 0.2, 0.996, 1)] == ["0 %", "20 %", "100 %", "100 %"]
+        assert [bot.percent(lang, share) for share in (0, 0.2, 0.996, 1)] == [
+            "0\u00a0%", "20\u00a0%", "100\u00a0%", "100\u00a0%",
+        ]  # fmt: skip
     assert [bot.percent("en", share) for share in (0, 0.2, 0.996, 1)] == ["0%", "20%", "100%", "100%"]
 
 
