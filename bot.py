@@ -20077,9 +20077,10 @@ DONE_SHOW = Hot(43, "DELETE FROM shows WHERE chat_id = ? AND message_id = ?")
 
 
 async def shows_left(db: Queries, before: int) -> list[sqlite3.Row]:
-    """Those that began in an earlier life."""
+    """Those that began before a time."""
     return await db.all(
-        "SELECT chat_id, message_id, thread_id, user_id, lang, panel, arg FROM shows WHERE begun_at <= ?", before
+        "SELECT chat_id, message_id, thread_id, user_id, lang, panel, arg, begun_at FROM shows WHERE begun_at < ?",
+        before,
     )
 
 
@@ -20222,9 +20223,12 @@ async def end_show(app: App, who: Who, message_id: int, shown: Panel, *, there: 
 @loop("shows")
 async def end_shows_left(app: App) -> None:
     """Show what the frames of the last life led to."""
+    # not those of this second: they may be this life's, and a life takes longer than that to begin
     for row in await shows_left(app.db.reader, int(app.started_at)):
         who = Who(row["chat_id"], row["thread_id"], row["user_id"], row["lang"], private=row["chat_id"] > 0)
         try:
+            if row["begun_at"] < app.started_at - DAY_S:
+                raise BotError("button.old")  # whoever waited for it has looked elsewhere
             shown = await panel_for(app, who, row["panel"], row["user_id"], row["arg"])
             if shown.picture:  # the frame went when the card came: where it is gone, that was done
                 await app.bot(DeleteMessage(chat_id=who.chat_id, message_id=row["message_id"]))

@@ -576,6 +576,7 @@ async def test_the_end_of_a_show_that_a_kill_cut_off_is_shown_once(
     await chat.say("/cast")
     await later(61)
     [frame] = await chat.say("/hook")
+    await later(1)
     await okun.crash()
     if gone:
         chat.chat.messages.pop(frame.id)
@@ -584,6 +585,17 @@ async def test_the_end_of_a_show_that_a_kill_cut_off_is_shown_once(
     await bot.end_shows_left(okun.app)
     assert frame.id not in {reply.id for reply in chat.replies} and okun.rows("SELECT * FROM shows") == []
     assert len(chat.replies) == before and (gone or chat.replies[-1].picture)
+
+
+@pytest.mark.shows
+async def test_the_end_of_a_show_of_the_day_before_yesterday_is_not_shown(okun: Okun, chat: Room, later: Later) -> None:
+    await chat.say("/cast")
+    await okun.crash()
+    okun.clock.passed += 2 * bot.DAY_S
+    before = [reply.text for reply in chat.replies]
+    await okun.open()
+    await bot.end_shows_left(okun.app)
+    assert [reply.text for reply in chat.replies] == before and okun.rows("SELECT * FROM shows") == []
 
 
 @pytest.mark.shows
