@@ -9106,8 +9106,8 @@ async def chats_of(db: Queries, user_id: int) -> list[int]:
            UNION SELECT chat_id FROM forms WHERE user_id = ? UNION SELECT chat_id FROM tempers WHERE user_id = ?
            UNION SELECT chat_id FROM hearings WHERE user_id = ? UNION SELECT chat_id FROM speeches WHERE user_id = ?
            UNION SELECT chat_id FROM catches WHERE user_id = ? UNION SELECT chat_id FROM fishing_lines WHERE user_id = ?
-           UNION SELECT chat_id FROM chats WHERE chat_id = ?""",
-        *[user_id] * 12,
+           UNION SELECT chat_id FROM shows WHERE user_id = ? UNION SELECT chat_id FROM chats WHERE chat_id = ?""",
+        *[user_id] * 13,
     )
     return [row["chat_id"] for row in rows]
 
@@ -9125,6 +9125,7 @@ async def forget_derived(tx: Tx, user_id: int, chat_id: int) -> list[int]:
     await tx.run("DELETE FROM tempers WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM jobs WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM pictures WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
+    await tx.run("DELETE FROM shows WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM fishing_lines WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM catches WHERE user_id = ? AND chat_id = ?", user_id, chat_id)
     await tx.run("DELETE FROM forms WHERE user_id = ? AND chat_id = ?", user_id, chat_id)

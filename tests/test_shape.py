@@ -134,7 +134,6 @@ def test_the_blocks_of_a_feature_stand_in_their_order() -> None:
 VERB = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|REPLACE)\b")
 # read by no query of ours: what they are for
 NO_QUERY = {
-    "shows__of_person": "its foreign key: a person who is forgotten",
     "chats__in_temper": "its foreign key: a temper that is deleted is looked for in all chats",
 }
 

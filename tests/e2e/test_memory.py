@@ -367,7 +367,7 @@ async def test_a_database_of_the_first_version_is_migrated_and_its_words_are_fou
         assert "in the shed behind the mill" in (await stage.replied(group, 2))[1]
         assert okun.rows("SELECT count(*) FROM messages WHERE sent_at < 1700001000") == [(len(old),)]
     copies = sorted((stage.directory / "copies").glob("*.db"))
-    assert [copy.name.rpartition("-")[0] for copy in copies] == [f"before-{n}" for n in range(2, 7)]
+    assert [copy.name.rpartition("-")[0] for copy in copies] == [f"before-{n}" for n in range(2, 8)]
     for version, copy in enumerate(copies, 1):
         with closing(sqlite3.connect(copy)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -387,4 +387,4 @@ async def test_a_migrated_database_is_as_good_as_a_fresh_one(stage: Stage) -> No
             await stage.settled(okun)
             assert await okun.stop() == 0
     copies = sorted((stage.directory / "backups").glob("*.db"))  # the second start had nothing to migrate
-    assert [copy.name.rpartition("-")[0] for copy in copies] == [f"before-{n}" for n in range(2, 7)]
+    assert [copy.name.rpartition("-")[0] for copy in copies] == [f"before-{n}" for n in range(2, 8)]

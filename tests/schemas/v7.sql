@@ -744,7 +744,7 @@ CREATE TABLE shows (
     begun_at   INTEGER NOT NULL,
     PRIMARY KEY (chat_id, message_id)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX shows__of_person ON shows (user_id);  -- its foreign key
+CREATE INDEX shows__of_person ON shows (user_id);  -- chats_of
 
 -- The drawing of a fish, at Telegram: one for all.
 CREATE TABLE fish_cards (
